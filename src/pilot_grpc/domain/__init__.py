@@ -1,0 +1,1 @@
+"""What Pilot decides, pure: no I/O, no clock, standard library only."""

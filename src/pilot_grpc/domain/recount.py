@@ -1,0 +1,141 @@
+"""The recount: what every row of a vault's ledger must be, given the rows before it."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import NamedTuple
+
+from pilot_grpc.domain.ledger import Change, Event, digest_of, figures_of
+from pilot_grpc.domain.vaults import Vault
+
+
+class Discrepancy(NamedTuple):
+    """A row that disagrees with the recount."""
+
+    table: str
+    row: str
+    field: str
+    expected: str
+    found: str
+
+
+class Running(NamedTuple):
+    """The vault as the changes so far leave it."""
+
+    revision: int = 0
+    balance: int = 0
+    chain_balance: int = 0
+    held: int = 0
+    digest: bytes = b""
+    changed_at: datetime | None = None
+
+
+class Recorded(NamedTuple):
+    """A change, the event it names, and the change of that event before it."""
+
+    change: Change
+    event: Event | None
+    previous: Change | None
+
+
+def after(change: Change) -> Running:
+    """Return the vault as a change says that it left it."""
+    return Running(
+        change.revision,
+        change.balance_after,
+        change.chain_balance_after,
+        change.held_after,
+        change.digest,
+        change.changed_at,
+    )
+
+
+def check_change(running: Running, recorded: Recorded) -> Discrepancy | None:
+    """Recount one change from the one before; return the first thing that is wrong."""
+    change, event = recorded.change, recorded.event
+    row = f"{change.vault_id} {change.revision}"
+    if change.revision != running.revision + 1:
+        return _wrong(row, "revision", running.revision + 1, change.revision)
+    if event is None or event.vault_id != change.vault_id:
+        return _wrong(row, "event_id", "an event of this vault", change.event_id)
+    previous = recorded.previous
+    if change.previous_revision is not None and (previous is None or previous.event_id != event.id):
+        return _wrong(
+            row, "previous_revision", "a change of the same event", change.previous_revision
+        )
+    for field, expected, found in _figures(running, recorded, event):
+        if expected != found:
+            return _wrong(row, field, expected, found)
+    if running.changed_at is not None and change.changed_at < running.changed_at:
+        return _wrong(row, "changed_at", f"at or after {running.changed_at}", change.changed_at)
+    digest = digest_of(running.digest, as_of(event, change), change)
+    if digest != change.digest:
+        return _wrong(row, "digest", digest.hex(), change.digest.hex())
+    return None
+
+
+def _figures(running: Running, recorded: Recorded, event: Event) -> Iterator[tuple[str, int, int]]:
+    change, previous = recorded.change, recorded.previous
+    was = figures_of(as_of(event, previous) if previous is not None else None)
+    now = figures_of(as_of(event, change))
+    yield "balance_after", running.balance + now.balance - was.balance, change.balance_after
+    expected = running.chain_balance + now.chain_balance - was.chain_balance
+    yield "chain_balance_after", expected, change.chain_balance_after
+    yield "held_after", running.held + now.held - was.held, change.held_after
+
+
+def as_of(event: Event, change: Change) -> Event:
+    """Return an event as it was at one of its changes."""
+    return event._replace(
+        status=change.status,
+        amount=change.amount,
+        failure_reason=change.failure_reason,
+        tx_hash=change.tx_hash,
+        updated_at=change.changed_at,
+        revision=change.revision,
+    )
+
+
+def check_vault(running: Running, vault: Vault) -> Discrepancy | None:
+    """Compare a vault with what its last change left."""
+    pairs = (
+        ("revision", running.revision, vault.revision),
+        ("balance", running.balance, vault.balance),
+        ("chain_balance", running.chain_balance, vault.chain_balance),
+        ("held", running.held, vault.held),
+        ("digest", running.digest.hex(), vault.digest.hex()),
+    )
+    for field, expected, found in pairs:
+        if expected != found:
+            return Discrepancy("vaults", vault.id, field, str(expected), str(found))
+    return None
+
+
+def check_event(event: Event, last: Change | None, refunded: int) -> Discrepancy | None:
+    """Compare an event with its last change, and what was refunded with what was spent."""
+    if last is None or last.event_id != event.id:
+        return Discrepancy(
+            "events", event.id, "revision", "the number of a change of it", str(event.revision)
+        )
+    expected = as_of(event, last)
+    for field, left, right in zip(Event._fields, expected, event, strict=True):
+        if left != right:
+            return Discrepancy("events", event.id, field, str(left), str(right))
+    if refunded > -event.amount and refunded:
+        return Discrepancy(
+            "events", event.id, "refunded", f"at most {-event.amount}", str(refunded)
+        )
+    return None
+
+
+def check_counters(
+    table: str, row: str, expected: dict[str, int], found: dict[str, int]
+) -> Discrepancy | None:
+    """Compare counters with a recount of the events behind them."""
+    for field, value in expected.items():
+        if found[field] != value:
+            return Discrepancy(table, row, field, str(value), str(found[field]))
+    return None
+
+
+def _wrong(row: str, field: str, expected: object, found: object) -> Discrepancy:
+    return Discrepancy("event_changes", row, field, str(expected), str(found))
