@@ -1,0 +1,218 @@
+"""The statements of agents."""
+
+from collections.abc import Collection
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from pilot_grpc.db.budgets import budget_rule
+from pilot_grpc.db.connection import Connection, Record
+from pilot_grpc.domain.agents import Agent, AgentStatus
+from pilot_grpc.domain.ids import AgentId, ProjectId, UserId, VaultId
+from pilot_grpc.domain.ledger import Spender
+from pilot_grpc.domain.projects import ProjectStatus
+
+INSERT_AGENT: Final = """
+INSERT INTO agents (id, project_id, name, provider, model, webhook_url)
+VALUES ($1::text, $2::text, $3::text, $4::text, $5::text, $6::text)
+"""
+
+COUNT_AGENTS: Final = """
+SELECT count(*)
+  FROM agents
+ WHERE project_id = $1::text
+"""
+
+SELECT_AGENT: Final = """
+SELECT agents.id, agents.project_id, agents.name, agents.provider, agents.model,
+       agents.status, agents.api_key_hash IS NOT NULL AS has_key, agents.webhook_url,
+       agents.created_at, agents.updated_at
+  FROM agents
+  JOIN projects ON projects.id = agents.project_id
+ WHERE agents.id = $1::text
+   AND projects.user_id = $2::text
+   AND agents.deleted_at IS NULL
+"""
+
+SELECT_AGENTS: Final = """
+SELECT id, project_id, name, provider, model, status,
+       api_key_hash IS NOT NULL AS has_key, webhook_url, created_at, updated_at
+  FROM agents
+ WHERE project_id = $1::text
+   AND deleted_at IS NULL
+   AND ($2::timestamptz IS NULL OR (created_at, id) < ($2::timestamptz, $3::text))
+ ORDER BY created_at DESC, id DESC
+ LIMIT $4::integer
+"""
+
+# Where an agent belongs. None of it ever changes, so it may be cached.
+SELECT_HOMES: Final = """
+SELECT agents.id AS agent_id, vaults.id AS vault_id, projects.id AS project_id,
+       projects.user_id
+  FROM agents
+  JOIN projects ON projects.id = agents.project_id
+  JOIN vaults ON vaults.project_id = projects.id
+ WHERE agents.id = ANY ($1::text[])
+   AND agents.deleted_at IS NULL
+"""
+
+# What a decision reads. Everything in it changes only under the vault's lock, so it is
+# read after that lock, in a statement of its own, and needs no lock itself.
+SELECT_SPENDERS: Final = """
+SELECT agents.id AS agent_id, vaults.id AS vault_id, projects.status AS project_status,
+       agents.status, agents.provider, agents.model, agents.open_holds,
+       rules.agent_id IS NOT NULL AS has_rule, rules.per_tx_limit, rules.daily_limit,
+       rules.monthly_limit, rules.daily_spent, rules.daily_held, rules.monthly_spent,
+       rules.monthly_held, rules.last_reset_at, rules.created_at, rules.updated_at
+  FROM agents
+  JOIN projects ON projects.id = agents.project_id
+  JOIN vaults ON vaults.project_id = projects.id
+  LEFT JOIN agent_budget_rules AS rules ON rules.agent_id = agents.id
+ WHERE agents.id = ANY ($1::text[])
+   AND agents.deleted_at IS NULL
+"""
+
+UPDATE_AGENT: Final = """
+UPDATE agents
+   SET name = $2::text,
+       provider = $3::text,
+       model = $4::text,
+       webhook_url = $5::text,
+       updated_at = clock_timestamp()
+ WHERE id = $1::text
+"""
+
+UPDATE_AGENT_STATUS: Final = """
+UPDATE agents
+   SET status = $2::text,
+       updated_at = clock_timestamp()
+ WHERE id = $1::text
+"""
+
+UPDATE_AGENT_KEY: Final = """
+UPDATE agents
+   SET api_key_hash = $2::text,
+       status = $3::text,
+       updated_at = clock_timestamp()
+ WHERE id = $1::text
+"""
+
+UPDATE_OPEN_HOLDS: Final = """
+UPDATE agents
+   SET open_holds = new.open_holds
+  FROM unnest($1::text[], $2::integer[]) AS new (id, open_holds)
+ WHERE agents.id = new.id
+   AND agents.open_holds <> new.open_holds
+"""
+
+DELETE_AGENT: Final = """
+UPDATE agents
+   SET deleted_at = clock_timestamp(),
+       api_key_hash = NULL,
+       updated_at = clock_timestamp()
+ WHERE id = $1::text
+"""
+
+
+class Home(NamedTuple):
+    """Where an agent belongs, for good."""
+
+    vault_id: VaultId
+    project_id: ProjectId
+    user_id: UserId
+
+
+async def insert_agent(
+    conn: Connection,
+    agent_id: AgentId,
+    project_id: ProjectId,
+    name: str,
+    provider: str | None,
+    model: str | None,
+    webhook_url: str | None,
+) -> None:
+    """Add an agent that needs setup."""
+    await conn.execute(INSERT_AGENT, agent_id, project_id, name, provider, model, webhook_url)
+
+
+async def count_agents(conn: Connection, project_id: ProjectId) -> int:
+    """Count a project's agents, deleted ones included; the vault must be locked."""
+    count: int = await conn.fetchval(COUNT_AGENTS, project_id)
+    return count
+
+
+async def select_agent(conn: Connection, agent_id: AgentId, user_id: UserId) -> Agent | None:
+    """Read a user's agent."""
+    row = await conn.fetchrow(SELECT_AGENT, agent_id, user_id)
+    return None if row is None else _agent(row)
+
+
+async def select_agents(
+    conn: Connection, project_id: ProjectId, after: tuple[datetime, str] | None, limit: int
+) -> list[Agent]:
+    """Read a project's agents, newest first, after a place in that order."""
+    rows = await conn.fetch(SELECT_AGENTS, project_id, *(after or (None, None)), limit)
+    return [_agent(row) for row in rows]
+
+
+async def select_homes(conn: Connection, ids: Collection[AgentId]) -> dict[AgentId, Home]:
+    """Say where agents belong."""
+    rows = await conn.fetch(SELECT_HOMES, list(ids))
+    return {
+        row["agent_id"]: Home(row["vault_id"], row["project_id"], row["user_id"]) for row in rows
+    }
+
+
+async def select_spenders(conn: Connection, ids: Collection[AgentId]) -> dict[AgentId, Spender]:
+    """Read what decides the spends of agents; their vaults must be locked."""
+    return {
+        row["agent_id"]: Spender(
+            agent_id=row["agent_id"],
+            vault_id=row["vault_id"],
+            project_status=ProjectStatus(row["project_status"]),
+            status=AgentStatus(row["status"]),
+            provider=row["provider"],
+            model=row["model"],
+            open_holds=row["open_holds"],
+            rule=budget_rule(row) if row["has_rule"] else None,
+        )
+        for row in await conn.fetch(SELECT_SPENDERS, list(ids))
+    }
+
+
+async def update_agent(
+    conn: Connection,
+    agent_id: AgentId,
+    name: str,
+    provider: str | None,
+    model: str | None,
+    webhook_url: str | None,
+) -> None:
+    """Write what a user says of an agent; the vault must be locked."""
+    await conn.execute(UPDATE_AGENT, agent_id, name, provider, model, webhook_url)
+
+
+async def update_agent_status(conn: Connection, agent_id: AgentId, status: AgentStatus) -> None:
+    """Write an agent's status; the vault must be locked."""
+    await conn.execute(UPDATE_AGENT_STATUS, agent_id, status)
+
+
+async def update_agent_key(
+    conn: Connection, agent_id: AgentId, key_hash: str | None, status: AgentStatus
+) -> None:
+    """Write an agent's key and the status that follows; the vault must be locked."""
+    await conn.execute(UPDATE_AGENT_KEY, agent_id, key_hash, status)
+
+
+async def update_open_holds(conn: Connection, spenders: Collection[Spender]) -> None:
+    """Write how many holds agents have open; their vaults must be locked."""
+    ids = [spender.agent_id for spender in spenders]
+    await conn.execute(UPDATE_OPEN_HOLDS, ids, [spender.open_holds for spender in spenders])
+
+
+async def delete_agent(conn: Connection, agent_id: AgentId) -> None:
+    """Hide an agent and take its key; the vault must be locked."""
+    await conn.execute(DELETE_AGENT, agent_id)
+
+
+def _agent(row: Record) -> Agent:
+    return Agent(**{**row, "status": AgentStatus(row["status"])})

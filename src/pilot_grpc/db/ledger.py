@@ -1,0 +1,377 @@
+"""The statements of events, their changes, and the requests that they answered."""
+
+from collections.abc import Collection
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from pilot_grpc.db.connection import Connection, Record
+from pilot_grpc.domain.book import Answer
+from pilot_grpc.domain.ids import AgentId, EventId, UserId, VaultId
+from pilot_grpc.domain.ledger import (
+    Change,
+    Event,
+    EventFilter,
+    EventKind,
+    EventStatus,
+    EventType,
+    FailureReason,
+    SpendSummary,
+    decode_decline,
+    encode_decline,
+)
+from pilot_grpc.domain.requests import Request
+
+# The columns stand in the order of the fields of Event.
+INSERT_EVENTS: Final = """
+INSERT INTO events (
+    id, vault_id, agent_id, type, kind, status, amount, authorized_amount, expires_at,
+    failure_reason, decline, tx_hash, metadata, provider, model, refunded_event_id,
+    created_at, updated_at, revision
+)
+SELECT *
+  FROM unnest(
+           $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
+           $7::bigint[], $8::bigint[], $9::timestamptz[], $10::text[], $11::jsonb[],
+           $12::text[], $13::text[], $14::text[], $15::text[], $16::text[],
+           $17::timestamptz[], $18::timestamptz[], $19::bigint[]
+       )
+"""
+
+# Only what may change while an event is pending.
+UPDATE_EVENTS: Final = """
+UPDATE events
+   SET status = new.status,
+       amount = new.amount,
+       failure_reason = new.failure_reason,
+       tx_hash = new.tx_hash,
+       updated_at = new.updated_at,
+       revision = new.revision
+  FROM unnest(
+           $1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[],
+           $6::timestamptz[], $7::bigint[]
+       ) AS new (id, status, amount, failure_reason, tx_hash, updated_at, revision)
+ WHERE events.id = new.id
+"""
+
+# The columns stand in the order of the fields of Change.
+INSERT_CHANGES: Final = """
+INSERT INTO event_changes (
+    vault_id, revision, event_id, previous_revision, status, amount, failure_reason,
+    tx_hash, balance_after, chain_balance_after, held_after, changed_at, digest
+)
+SELECT *
+  FROM unnest(
+           $1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::bigint[],
+           $7::text[], $8::text[], $9::bigint[], $10::bigint[], $11::bigint[],
+           $12::timestamptz[], $13::bytea[]
+       )
+"""
+
+INSERT_ANSWERS: Final = """
+INSERT INTO event_requests (
+    vault_id, scope_id, request_id, rpc, fingerprint, event_id, revision, status, amount,
+    failure_reason, tx_hash, answered_at
+)
+SELECT *
+  FROM unnest(
+           $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
+           $7::bigint[], $8::text[], $9::bigint[], $10::text[], $11::text[],
+           $12::timestamptz[]
+       )
+"""
+
+# The requests that were answered before, looked up after the vaults' locks: an answer
+# that another process has just committed is seen. The event is as its answer showed it.
+SELECT_ANSWERS: Final = """
+SELECT requests.scope_id, requests.request_id, requests.rpc, requests.fingerprint,
+       events.id, events.vault_id, events.agent_id, events.type, events.kind,
+       requests.status, requests.amount, events.authorized_amount, events.expires_at,
+       requests.failure_reason, events.decline, requests.tx_hash, events.metadata,
+       events.provider, events.model, events.refunded_event_id, events.created_at,
+       requests.answered_at AS updated_at, requests.revision
+  FROM unnest($1::text[], $2::text[], $3::text[]) AS asked (vault_id, scope_id, request_id)
+  JOIN event_requests AS requests
+    ON requests.vault_id = asked.vault_id
+   AND requests.scope_id = asked.scope_id
+   AND requests.request_id = asked.request_id
+  JOIN events ON events.id = requests.event_id
+"""
+
+SELECT_EVENTS_BY_ID: Final = """
+SELECT id, vault_id, agent_id, type, kind, status, amount, authorized_amount, expires_at,
+       failure_reason, decline, tx_hash, metadata, provider, model, refunded_event_id,
+       created_at, updated_at, revision
+  FROM events
+ WHERE id = ANY ($1::text[])
+"""
+
+SELECT_OVERDUE_HOLDS: Final = """
+SELECT id, vault_id, agent_id, type, kind, status, amount, authorized_amount, expires_at,
+       failure_reason, decline, tx_hash, metadata, provider, model, refunded_event_id,
+       created_at, updated_at, revision
+  FROM events
+ WHERE status = 'pending'
+   AND expires_at <= $2::timestamptz
+   AND vault_id = ANY ($1::text[])
+ ORDER BY expires_at, id
+"""
+
+SELECT_OPEN_HOLDS_OF_AGENT: Final = """
+SELECT id, vault_id, agent_id, type, kind, status, amount, authorized_amount, expires_at,
+       failure_reason, decline, tx_hash, metadata, provider, model, refunded_event_id,
+       created_at, updated_at, revision
+  FROM events
+ WHERE status = 'pending'
+   AND vault_id = $1::text
+   AND agent_id = $2::text
+   AND expires_at IS NOT NULL
+ ORDER BY expires_at, id
+"""
+
+SELECT_VAULTS_WITH_OVERDUE_HOLDS: Final = """
+SELECT DISTINCT vault_id
+  FROM events
+ WHERE status = 'pending'
+   AND expires_at <= clock_timestamp()
+ LIMIT $1::integer
+"""
+
+SELECT_REFUNDED: Final = """
+SELECT refunded_event_id, sum(amount)::bigint AS amount
+  FROM events
+ WHERE refunded_event_id = ANY ($1::text[])
+   AND status <> 'failed'
+ GROUP BY refunded_event_id
+"""
+
+SELECT_TX_HASHES: Final = """
+SELECT vault_id, type, tx_hash, id
+  FROM events
+ WHERE tx_hash = ANY ($2::text[])
+   AND vault_id = ANY ($1::text[])
+   AND type IN ('funding', 'spend')
+"""
+
+# Whose event it is. None of it ever changes.
+SELECT_EVENT_HOME: Final = """
+SELECT events.vault_id, events.agent_id, projects.user_id
+  FROM events
+  JOIN vaults ON vaults.id = events.vault_id
+  JOIN projects ON projects.id = vaults.project_id
+ WHERE events.id = $1::text
+"""
+
+# A filter that is null allows everything. The user's vaults come first, so that nobody
+# reads what is not theirs, whatever the other filters say.
+SELECT_EVENTS: Final = """
+SELECT id, vault_id, agent_id, type, kind, status, amount, authorized_amount, expires_at,
+       failure_reason, decline, tx_hash, metadata, provider, model, refunded_event_id,
+       created_at, updated_at, revision
+  FROM events
+ WHERE vault_id IN (
+           SELECT vaults.id
+             FROM vaults
+             JOIN projects ON projects.id = vaults.project_id
+            WHERE projects.user_id = $1::text
+       )
+   AND ($2::text IS NULL OR vault_id = $2::text)
+   AND ($3::text IS NULL OR agent_id = $3::text)
+   AND ($4::text[] IS NULL OR type = ANY ($4::text[]))
+   AND ($5::text[] IS NULL OR kind = ANY ($5::text[]))
+   AND ($6::text[] IS NULL OR status = ANY ($6::text[]))
+   AND ($7::timestamptz IS NULL OR created_at >= $7::timestamptz)
+   AND ($8::timestamptz IS NULL OR created_at < $8::timestamptz)
+   AND ($9::timestamptz IS NULL OR (created_at, id) < ($9::timestamptz, $10::text))
+ ORDER BY created_at DESC, id DESC
+ LIMIT $11::integer
+"""
+
+# A dimension that was not asked for is one group. Groups are ordered by their
+# dimensions, and null, which sorts last, stands for what the spends lack.
+SUMMARIZE_SPEND: Final = """
+SELECT CASE WHEN 'day' = ANY ($5::text[])
+            THEN to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD') END AS day,
+       CASE WHEN 'agent' = ANY ($5::text[]) THEN agent_id END AS agent_id,
+       CASE WHEN 'provider' = ANY ($5::text[]) THEN provider END AS provider,
+       CASE WHEN 'model' = ANY ($5::text[]) THEN model END AS model,
+       coalesce(sum(-amount) FILTER (WHERE status = 'confirmed'), 0)::bigint
+           AS confirmed_amount,
+       coalesce(sum(-amount) FILTER (WHERE status = 'pending'), 0)::bigint
+           AS pending_amount,
+       count(*) FILTER (WHERE status = 'confirmed') AS confirmed_count,
+       count(*) FILTER (WHERE status = 'pending') AS pending_count,
+       count(*) FILTER (WHERE status = 'failed') AS failed_count
+  FROM events
+ WHERE vault_id = $1::text
+   AND type = 'spend'
+   AND ($2::text IS NULL OR agent_id = $2::text)
+   AND created_at >= $3::timestamptz
+   AND created_at < $4::timestamptz
+ GROUP BY 1, 2, 3, 4
+ ORDER BY 1, 2, 3, 4
+OFFSET $6::integer
+ LIMIT $7::integer
+"""
+
+
+class EventHome(NamedTuple):
+    """Whose event it is, for good."""
+
+    vault_id: VaultId
+    agent_id: AgentId | None
+    user_id: UserId
+
+
+async def insert_events(conn: Connection, events: Collection[Event]) -> None:
+    """Add events; their vaults must be locked, and their changes are due."""
+    columns = dict(zip(Event._fields, map(list, zip(*events, strict=True)), strict=True))
+    columns["decline"] = [d and encode_decline(d) for d in columns["decline"]]
+    await conn.execute(INSERT_EVENTS, *columns.values())
+
+
+async def update_events(conn: Connection, events: Collection[Event]) -> None:
+    """Write what changed of pending events; their vaults must be locked."""
+    rows = [
+        (e.id, e.status, e.amount, e.failure_reason, e.tx_hash, e.updated_at, e.revision)
+        for e in events
+    ]
+    await conn.execute(UPDATE_EVENTS, *map(list, zip(*rows, strict=True)))
+
+
+async def insert_changes(conn: Connection, changes: Collection[Change]) -> None:
+    """Add numbered changes; their vaults must be locked."""
+    await conn.execute(INSERT_CHANGES, *map(list, zip(*changes, strict=True)))
+
+
+async def insert_answers(conn: Connection, answers: Collection[Answer]) -> None:
+    """Keep what was answered; the vaults must be locked."""
+    rows = [
+        (
+            a.event.vault_id,
+            a.request.scope_id,
+            a.request.request_id,
+            a.request.rpc,
+            a.request.fingerprint,
+            a.event.id,
+            a.event.revision,
+            a.event.status,
+            a.event.amount,
+            a.event.failure_reason,
+            a.event.tx_hash,
+            a.event.updated_at,
+        )
+        for a in answers
+    ]
+    await conn.execute(INSERT_ANSWERS, *map(list, zip(*rows, strict=True)))
+
+
+async def select_answers(
+    conn: Connection, keys: Collection[tuple[VaultId, str, str]]
+) -> dict[tuple[str, str], Answer]:
+    """Find the requests that were answered, by vault, scope and request_id."""
+    rows = await conn.fetch(SELECT_ANSWERS, *map(list, zip(*keys, strict=True)))
+    answers = (
+        Answer(
+            Request(row["scope_id"], row["request_id"], row["rpc"], row["fingerprint"]),
+            event_of(row),
+        )
+        for row in rows
+    )
+    return {(a.request.scope_id, a.request.request_id): a for a in answers}
+
+
+async def select_events_by_id(conn: Connection, ids: Collection[EventId]) -> dict[EventId, Event]:
+    """Read events; to decide on them, their vaults must be locked."""
+    return {row["id"]: event_of(row) for row in await conn.fetch(SELECT_EVENTS_BY_ID, list(ids))}
+
+
+async def select_overdue_holds(
+    conn: Connection, vault_ids: Collection[VaultId], now: datetime
+) -> list[Event]:
+    """Read the holds that are overdue in locked vaults. The cap on open holds bounds them."""
+    rows = await conn.fetch(SELECT_OVERDUE_HOLDS, list(vault_ids), now)
+    return [event_of(row) for row in rows]
+
+
+async def select_open_holds_of_agent(
+    conn: Connection, vault_id: VaultId, agent_id: AgentId
+) -> list[Event]:
+    """Read an agent's open holds; the vault must be locked."""
+    rows = await conn.fetch(SELECT_OPEN_HOLDS_OF_AGENT, vault_id, agent_id)
+    return [event_of(row) for row in rows]
+
+
+async def select_vaults_with_overdue_holds(conn: Connection, limit: int) -> list[VaultId]:
+    """Find vaults whose holds the sweeper should settle."""
+    return [row["vault_id"] for row in await conn.fetch(SELECT_VAULTS_WITH_OVERDUE_HOLDS, limit)]
+
+
+async def select_refunded(conn: Connection, ids: Collection[EventId]) -> dict[EventId, int]:
+    """Sum what was refunded of spends; their vaults must be locked."""
+    rows = await conn.fetch(SELECT_REFUNDED, list(ids))
+    return {row["refunded_event_id"]: row["amount"] for row in rows}
+
+
+async def select_tx_hashes(
+    conn: Connection, vault_ids: Collection[VaultId], tx_hashes: Collection[str]
+) -> dict[tuple[VaultId, EventType, str], EventId]:
+    """Find the events of signatures; their vaults must be locked."""
+    rows = await conn.fetch(SELECT_TX_HASHES, list(vault_ids), list(tx_hashes))
+    return {(row["vault_id"], EventType(row["type"]), row["tx_hash"]): row["id"] for row in rows}
+
+
+async def select_event_home(conn: Connection, event_id: EventId) -> EventHome | None:
+    """Say whose event it is."""
+    row = await conn.fetchrow(SELECT_EVENT_HOME, event_id)
+    return None if row is None else EventHome(**row)
+
+
+async def select_events(
+    conn: Connection,
+    user_id: UserId,
+    wanted: EventFilter,
+    after: tuple[datetime, str] | None,
+    limit: int,
+) -> list[Event]:
+    """Read a user's events, newest first, after a place in that order."""
+    rows = await conn.fetch(SELECT_EVENTS, user_id, *wanted, *(after or (None, None)), limit)
+    return [event_of(row) for row in rows]
+
+
+async def summarize_spend(
+    conn: Connection,
+    vault_id: VaultId,
+    agent_id: AgentId | None,
+    period: tuple[datetime, datetime],
+    group_by: Collection[str],
+    page: tuple[int, int],
+) -> list[SpendSummary]:
+    """Sum a vault's spends by dimensions out of day, agent, provider and model."""
+    rows = await conn.fetch(SUMMARIZE_SPEND, vault_id, agent_id, *period, list(group_by), *page)
+    return [SpendSummary(*row) for row in rows]
+
+
+def event_of(row: Record) -> Event:
+    """Make an event of a row that has its columns."""
+    reason, decline = row["failure_reason"], row["decline"]
+    return Event(
+        id=row["id"],
+        vault_id=row["vault_id"],
+        agent_id=row["agent_id"],
+        type=EventType(row["type"]),
+        kind=EventKind(row["kind"]),
+        status=EventStatus(row["status"]),
+        amount=row["amount"],
+        authorized_amount=row["authorized_amount"],
+        expires_at=row["expires_at"],
+        failure_reason=FailureReason(reason) if reason else None,
+        decline=decode_decline(decline) if decline else None,
+        tx_hash=row["tx_hash"],
+        metadata=row["metadata"],
+        provider=row["provider"],
+        model=row["model"],
+        refunded_event_id=row["refunded_event_id"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        revision=row["revision"],
+    )

@@ -1,0 +1,118 @@
+"""The statements of vaults and their sealed keys."""
+
+from collections.abc import Collection
+from typing import Any, Final
+
+from pilot_grpc.db.connection import Connection
+from pilot_grpc.domain.ids import ProjectId, UserId, VaultId
+from pilot_grpc.domain.vaults import Vault
+
+INSERT_VAULT: Final = """
+INSERT INTO vaults (id, address, project_id)
+VALUES ($1::text, $2::text, $3::text)
+"""
+
+INSERT_VAULT_KEY: Final = """
+INSERT INTO vault_keys (
+    vault_id, address, version, wrapping_key_id, wrapped_data_key, sealed_secret
+)
+VALUES ($1::text, $2::text, $3::smallint, $4::text, $5::bytea, $6::bytea)
+"""
+
+SELECT_VAULT: Final = """
+SELECT vaults.id, vaults.project_id, vaults.address, vaults.balance, vaults.chain_balance,
+       vaults.held, vaults.revision, vaults.digest, vaults.last_change_at, vaults.created_at
+  FROM vaults
+  JOIN projects ON projects.id = vaults.project_id
+ WHERE vaults.id = $1::text
+   AND projects.user_id = $2::text
+"""
+
+# Every decision about money starts here. Vaults are locked in the order of their ids,
+# so batches never deadlock. No other table is joined: it would be read as it was before
+# the wait for the lock.
+LOCK_VAULTS: Final = """
+SELECT id, project_id, address, balance, chain_balance, held, revision, digest,
+       last_change_at, created_at
+  FROM vaults
+ WHERE id = ANY ($1::text[])
+ ORDER BY id
+   FOR NO KEY UPDATE
+"""
+
+LOCK_VAULT_OF_PROJECT: Final = """
+SELECT id, project_id, address, balance, chain_balance, held, revision, digest,
+       last_change_at, created_at
+  FROM vaults
+ WHERE project_id = $1::text
+   FOR NO KEY UPDATE
+"""
+
+UPDATE_VAULTS: Final = """
+UPDATE vaults
+   SET balance = new.balance,
+       chain_balance = new.chain_balance,
+       held = new.held,
+       revision = new.revision,
+       digest = new.digest,
+       last_change_at = new.last_change_at
+  FROM unnest(
+           $1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[],
+           $6::bytea[], $7::timestamptz[]
+       ) AS new (id, balance, chain_balance, held, revision, digest, last_change_at)
+ WHERE vaults.id = new.id
+"""
+
+
+async def insert_vault(
+    conn: Connection, vault_id: VaultId, address: str, project_id: ProjectId
+) -> None:
+    """Add an empty vault."""
+    await conn.execute(INSERT_VAULT, vault_id, address, project_id)
+
+
+async def insert_vault_key(
+    conn: Connection,
+    vault_id: VaultId,
+    address: str,
+    version: int,
+    wrapping_key_id: str,
+    wrapped_data_key: bytes,
+    sealed_secret: bytes,
+) -> None:
+    """Keep the sealed secret of a vault's wallet."""
+    await conn.execute(
+        INSERT_VAULT_KEY,
+        vault_id,
+        address,
+        version,
+        wrapping_key_id,
+        wrapped_data_key,
+        sealed_secret,
+    )
+
+
+async def select_vault(conn: Connection, vault_id: VaultId, user_id: UserId) -> Vault | None:
+    """Read a user's vault."""
+    row = await conn.fetchrow(SELECT_VAULT, vault_id, user_id)
+    return None if row is None else Vault(**row)
+
+
+async def lock_vaults(conn: Connection, ids: Collection[VaultId]) -> dict[VaultId, Vault]:
+    """Lock vaults and return their figures as of the lock."""
+    return {row["id"]: Vault(**row) for row in await conn.fetch(LOCK_VAULTS, list(ids))}
+
+
+async def lock_vault_of_project(conn: Connection, project_id: ProjectId) -> Vault | None:
+    """Lock the vault of a project."""
+    row = await conn.fetchrow(LOCK_VAULT_OF_PROJECT, project_id)
+    return None if row is None else Vault(**row)
+
+
+async def update_vaults(conn: Connection, vaults: Collection[Vault]) -> None:
+    """Write the figures of locked vaults."""
+    columns: list[tuple[Any, ...]] = [
+        (v.id, v.balance, v.chain_balance, v.held, v.revision, v.digest, v.last_change_at)
+        for v in vaults
+    ]
+    await conn.execute(UPDATE_VAULTS, *map(list, zip(*columns, strict=True)))

@@ -1,0 +1,224 @@
+"""Agents and their keys. What a decision reads of an agent changes under the vault's lock."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from pilot_grpc import errors
+from pilot_grpc.db import agents as agents_db
+from pilot_grpc.db import budgets as budgets_db
+from pilot_grpc.db import ledger as ledger_db
+from pilot_grpc.db import projects as projects_db
+from pilot_grpc.db import vaults as vaults_db
+from pilot_grpc.db.agents import Home
+from pilot_grpc.db.connection import Connection, Database
+from pilot_grpc.domain.accounts import Caller, CredentialKind
+from pilot_grpc.domain.agents import (
+    AGENTS_PER_PROJECT_MAX,
+    Agent,
+    AgentStatus,
+    status_after_setup,
+)
+from pilot_grpc.domain.ids import AgentId, ProjectId, UserId
+from pilot_grpc.domain.projects import ProjectStatus
+from pilot_grpc.services.books import Books
+from pilot_grpc.services.credentials import hash_secret, new_secret
+from pilot_grpc.services.requests import Once
+
+HOMES_REMEMBERED_MAX: Final = 100_000
+
+
+class Homes:
+    """Where agents belong: their vault, project and user, remembered because they never move.
+
+    A deleted agent may be remembered; a decision finds it missing under the vault's lock.
+    """
+
+    def __init__(self, database: Database) -> None:
+        """Take the database to read from."""
+        self._database = database
+        self._known: OrderedDict[AgentId, Home] = OrderedDict()
+
+    async def of(self, caller: Caller, agent_ids: Collection[AgentId]) -> dict[AgentId, Home]:
+        """Return the homes of agents. Raises NotFound for one that is not the caller's."""
+        unknown = [agent_id for agent_id in agent_ids if agent_id not in self._known]
+        if unknown:
+            async with self._database.transaction() as conn:
+                self._known.update(await agents_db.select_homes(conn, unknown))
+        homes = {}
+        for agent_id in agent_ids:
+            home = self._known.get(agent_id)
+            if home is None or home.user_id != caller.user_id:
+                raise errors.NotFound(resource="agent", id=agent_id)
+            homes[agent_id] = home
+        while len(self._known) > HOMES_REMEMBERED_MAX:
+            self._known.popitem(last=False)
+        return homes
+
+
+@dataclass(frozen=True, slots=True)
+class Agents:
+    """What owners do with their agents."""
+
+    database: Database
+    books: Books
+    new_id: Callable[[], str]
+
+    async def create(
+        self,
+        once: Once,
+        project_id: ProjectId,
+        name: str,
+        provider: str | None,
+        model: str | None,
+        webhook_url: str | None,
+    ) -> Agent:
+        """Add an agent to a project.
+
+        Raises NotFound, ProjectArchived, QuotaExceeded, RequestIdReused.
+        """
+        async with self.database.transaction() as conn:
+
+            async def make() -> Agent:
+                await self._must_take_agents(conn, project_id, once.user_id)
+                agent_id = AgentId(self.new_id())
+                await agents_db.insert_agent(
+                    conn, agent_id, project_id, name, provider, model, webhook_url
+                )
+                return await _own_agent(conn, agent_id, once.user_id)
+
+            agent, _ = await once.make(conn, make, _read_agent)
+        return agent
+
+    async def _must_take_agents(
+        self, conn: Connection, project_id: ProjectId, user_id: UserId
+    ) -> None:
+        project = await projects_db.select_project(conn, project_id, user_id)
+        if project is None:
+            raise errors.NotFound(resource="project", id=project_id)
+        if project.status is ProjectStatus.ARCHIVED:
+            raise errors.ProjectArchived
+        await vaults_db.lock_vault_of_project(conn, project_id)
+        if await agents_db.count_agents(conn, project_id) >= AGENTS_PER_PROJECT_MAX:
+            raise errors.QuotaExceeded(resource="agent", limit=AGENTS_PER_PROJECT_MAX)
+
+    async def get(self, caller: Caller, agent_id: AgentId) -> Agent:
+        """Read an agent. Raises NotFound."""
+        async with self.database.transaction() as conn:
+            return await _own_agent(conn, agent_id, caller.user_id)
+
+    async def list(
+        self,
+        caller: Caller,
+        project_id: ProjectId,
+        after: tuple[datetime, str] | None,
+        limit: int,
+    ) -> list[Agent]:
+        """List a project's agents, newest first. Raises NotFound."""
+        async with self.database.transaction() as conn:
+            if await projects_db.select_project(conn, project_id, caller.user_id) is None:
+                raise errors.NotFound(resource="project", id=project_id)
+            return await agents_db.select_agents(conn, project_id, after, limit)
+
+    async def update(
+        self, caller: Caller, agent_id: AgentId, changes: dict[str, str | None]
+    ) -> Agent:
+        """Change name, provider, model or webhook_url. Raises NotFound."""
+        async with self.database.transaction() as conn:
+            agent = await lock_own_agent(conn, agent_id, caller.user_id)
+            values = {
+                "provider": agent.provider,
+                "model": agent.model,
+                "webhook_url": agent.webhook_url,
+                **changes,
+            }
+            name = values.pop("name", None) or agent.name
+            await agents_db.update_agent(conn, agent_id, name, **values)
+            return await _own_agent(conn, agent_id, caller.user_id)
+
+    async def pause(self, caller: Caller, agent_id: AgentId) -> Agent:
+        """Pause an agent; nothing is approved once this returns."""
+        return await self._set_status(caller, agent_id, AgentStatus.PAUSED)
+
+    async def flag(self, caller: Caller, agent_id: AgentId) -> Agent:
+        """Mark an agent as faulty; nothing is approved once this returns."""
+        return await self._set_status(caller, agent_id, AgentStatus.ERROR)
+
+    async def _set_status(self, caller: Caller, agent_id: AgentId, status: AgentStatus) -> Agent:
+        async with self.database.transaction() as conn:
+            await lock_own_agent(conn, agent_id, caller.user_id)
+            await agents_db.update_agent_status(conn, agent_id, status)
+            return await _own_agent(conn, agent_id, caller.user_id)
+
+    async def resume(self, caller: Caller, agent_id: AgentId) -> Agent:
+        """Clear a pause or an error: active with a key and a rule, else in need of setup."""
+        async with self.database.transaction() as conn:
+            agent = await lock_own_agent(conn, agent_id, caller.user_id)
+            if agent.status in {AgentStatus.PAUSED, AgentStatus.ERROR}:
+                rule = await budgets_db.select_rule(conn, agent_id, caller.user_id)
+                status = status_after_setup(
+                    AgentStatus.NEEDS_SETUP, has_key=agent.has_key, has_rule=rule is not None
+                )
+                await agents_db.update_agent_status(conn, agent_id, status)
+            return await _own_agent(conn, agent_id, caller.user_id)
+
+    async def delete(self, caller: Caller, agent_id: AgentId) -> None:
+        """Take an agent's key, give back its holds, and hide it. Raises NotFound."""
+        async with self.database.transaction() as conn:
+            agent = await _own_agent(conn, agent_id, caller.user_id)
+            vault = await vaults_db.lock_vault_of_project(conn, agent.project_id)
+            await _own_agent(conn, agent_id, caller.user_id)
+            if vault is not None:
+                book = await self.books.open(conn, [vault.id])
+                holds = await ledger_db.select_open_holds_of_agent(conn, vault.id, agent_id)
+                if agent_id not in book.spenders:
+                    book.spenders |= await agents_db.select_spenders(conn, [agent_id])
+                book.release_deleted(hold for hold in holds if hold.id not in book.changed)
+                await self.books.write(conn, book)
+            await agents_db.delete_agent(conn, agent_id)
+
+    async def issue_key(self, caller: Caller, agent_id: AgentId) -> tuple[Agent, str]:
+        """Give an agent a new key; the one before stops working. Raises NotFound."""
+        secret = new_secret(CredentialKind.AGENT_KEY)
+        async with self.database.transaction() as conn:
+            agent = await lock_own_agent(conn, agent_id, caller.user_id)
+            rule = await budgets_db.select_rule(conn, agent_id, caller.user_id)
+            status = status_after_setup(agent.status, has_key=True, has_rule=rule is not None)
+            await agents_db.update_agent_key(conn, agent_id, hash_secret(secret), status)
+            return await _own_agent(conn, agent_id, caller.user_id), secret
+
+    async def revoke_key(self, caller: Caller, agent_id: AgentId) -> Agent:
+        """Take an agent's key. Raises NotFound, AgentHasNoKey."""
+        async with self.database.transaction() as conn:
+            agent = await lock_own_agent(conn, agent_id, caller.user_id)
+            if not agent.has_key:
+                raise errors.AgentHasNoKey
+            await agents_db.update_agent_key(conn, agent_id, None, agent.status)
+            return await _own_agent(conn, agent_id, caller.user_id)
+
+
+async def _own_agent(conn: Connection, agent_id: AgentId, user_id: UserId) -> Agent:
+    agent = await agents_db.select_agent(conn, agent_id, user_id)
+    if agent is None:
+        raise errors.NotFound(resource="agent", id=agent_id)
+    return agent
+
+
+async def lock_own_agent(conn: Connection, agent_id: AgentId, user_id: UserId) -> Agent:
+    """Lock the vault of a user's agent, then read the agent. Raises NotFound."""
+    agent = await _own_agent(conn, agent_id, user_id)
+    await vaults_db.lock_vault_of_project(conn, agent.project_id)
+    return await _own_agent(conn, agent_id, user_id)
+
+
+def _read_agent(answer: dict[str, Any]) -> Agent:
+    return Agent(
+        **{
+            **answer,
+            "status": AgentStatus(answer["status"]),
+            "created_at": datetime.fromisoformat(answer["created_at"]),
+            "updated_at": datetime.fromisoformat(answer["updated_at"]),
+        }
+    )

@@ -1,0 +1,52 @@
+"""What happens by itself: holds expire, and what is over is removed."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Final
+
+from pilot_grpc.db import accounts as accounts_db
+from pilot_grpc.db import ledger as ledger_db
+from pilot_grpc.db.connection import Database
+from pilot_grpc.services import requests
+from pilot_grpc.services.accounts import SIGN_IN_WINDOW
+from pilot_grpc.services.lanes import Lanes
+
+log = logging.getLogger(__name__)
+
+SWEEP_SECONDS: Final = 1.0
+SWEEP_VAULTS_MAX: Final = 100
+CLEAN_SECONDS: Final = 600.0
+
+
+async def every(seconds: float, duty: Callable[[], Awaitable[object]]) -> None:
+    """Do a duty again and again; a failure is logged, and the next turn comes."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await duty()
+        except Exception as error:  # noqa: BLE001 - a duty must survive whatever befalls it
+            log.warning("%s failed: %s", duty.__qualname__, type(error).__name__)
+
+
+class Expiry:
+    """Settles the holds that are overdue, and removes what is kept for a time only."""
+
+    def __init__(self, database: Database, lanes: Lanes) -> None:
+        """Take the lanes, because a hold expires in its vault's lane."""
+        self._database = database
+        self._lanes = lanes
+
+    async def sweep(self) -> None:
+        """Settle the overdue holds of some vaults; the rest waits for the next turn."""
+        async with self._database.transaction() as conn:
+            vault_ids = await ledger_db.select_vaults_with_overdue_holds(conn, SWEEP_VAULTS_MAX)
+        await asyncio.gather(*map(self._lanes.settle, vault_ids))
+
+    async def clean(self) -> None:
+        """Remove old answers, sign-in windows and sessions."""
+        async with self._database.transaction() as conn:
+            await accounts_db.delete_what_is_over(
+                conn, requests.KEPT, max(SIGN_IN_WINDOW, timedelta(hours=1))
+            )

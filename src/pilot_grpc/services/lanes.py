@@ -1,0 +1,160 @@
+"""Group commit: spends that wait together share one transaction.
+
+A vault is one row that all its spends change, so one spend a transaction caps it near
+one a disk flush. A lane takes whatever has arrived while its previous batch was being
+committed, decides it in order, and commits it once. A vault always goes to the same
+lane of a process; other processes wait for the vault's lock.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from zlib import crc32
+
+from pilot_grpc import errors
+from pilot_grpc.db.connection import Database
+from pilot_grpc.domain.book import Book
+from pilot_grpc.domain.ids import VaultId
+from pilot_grpc.domain.ledger import Command, Event
+from pilot_grpc.services.books import Books
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 0.5
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    """Commands of one vault that one caller waits for, decided together or not at all."""
+
+    vault_id: VaultId
+    commands: Sequence[Command]
+    future: "asyncio.Future[list[Event]]" = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class Lanes:
+    """The queues in front of the vaults, and the tasks that empty them."""
+
+    def __init__(
+        self, database: Database, books: Books, *, count: int, batch_max: int, queue_max: int
+    ) -> None:
+        """Make `count` lanes; the limits count commands. `start` sets them going."""
+        self._lanes = [_Lane(database, books, batch_max, queue_max) for _ in range(count)]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to decide."""
+        self._tasks = [asyncio.create_task(lane.run()) for lane in self._lanes]
+
+    async def decide(self, command: Command) -> Event:
+        """Wait for the decision of one command.
+
+        Raises what refuses it, Overloaded when too many wait, or DatabaseUnavailable.
+        """
+        return (await self.decide_all(command.vault_id, (command,)))[0]
+
+    async def decide_all(self, vault_id: VaultId, commands: Sequence[Command]) -> list[Event]:
+        """Wait for the decisions of commands on one vault: all are decided, or none."""
+        lane = self._lanes[crc32(vault_id.encode()) % len(self._lanes)]
+        return await lane.put(_Item(vault_id, commands))
+
+    async def settle(self, vault_id: VaultId) -> None:
+        """Settle the holds of a vault that are overdue."""
+        await self.decide_all(vault_id, ())
+
+    async def close(self) -> None:
+        """Decide what waits, then stop."""
+        for lane in self._lanes:
+            lane.close()
+        await asyncio.gather(*self._tasks)
+
+
+class _Lane:
+    """One queue and the batches it is decided in."""
+
+    def __init__(self, database: Database, books: Books, batch_max: int, queue_max: int) -> None:
+        self._database = database
+        self._books = books
+        self._batch_max = batch_max
+        self._queue_max = queue_max
+        self._queue: deque[_Item] = deque()
+        self._waiting = 0
+        self._awake = asyncio.Event()
+        self._closed = False
+
+    async def put(self, item: _Item) -> list[Event]:
+        if self._closed:
+            raise errors.ServerDraining(retry_after=RETRY_SECONDS)
+        if self._waiting + len(item.commands) > self._queue_max:
+            raise errors.Overloaded(retry_after=RETRY_SECONDS)
+        self._waiting += len(item.commands)
+        self._queue.append(item)
+        self._awake.set()
+        return await item.future
+
+    def close(self) -> None:
+        self._closed = True
+        self._awake.set()
+
+    async def run(self) -> None:
+        while self._queue or not self._closed:
+            await self._awake.wait()
+            batch = self._take()
+            if batch:
+                await self._decide(batch)
+            if not self._queue and not self._closed:
+                self._awake.clear()
+
+    def _take(self) -> list[_Item]:
+        """Take what waits, up to a full batch; who has stopped waiting is left out."""
+        batch: list[_Item] = []
+        room = self._batch_max
+        while self._queue and (not batch or len(self._queue[0].commands) <= room):
+            item = self._queue.popleft()
+            self._waiting -= len(item.commands)
+            if not item.future.done():
+                batch.append(item)
+                room -= len(item.commands)
+        return batch
+
+    async def _decide(self, batch: list[_Item]) -> None:
+        """Decide a batch. Whatever happens, everybody in it gets an answer."""
+        try:
+            outcomes = await self._commit(batch)
+        except errors.DatabaseUnavailable as error:
+            # Nobody knows whether the commit arrived, so nobody decides again here.
+            outcomes = [error] * len(batch)
+        except Exception as error:  # noqa: BLE001 - whoever waits must get an answer
+            if len(batch) > 1:
+                log.warning("a batch of %d failed; deciding one by one", len(batch))
+                for item in batch:
+                    await self._decide([item])
+                return
+            outcomes = [error]
+        for item, outcome in zip(batch, outcomes, strict=True):
+            if item.future.done():
+                continue
+            if isinstance(outcome, Exception):
+                item.future.set_exception(outcome)
+            else:
+                item.future.set_result(outcome)
+
+    async def _commit(self, batch: list[_Item]) -> list[list[Event] | Exception]:
+        vault_ids = {item.vault_id for item in batch}
+        commands = [command for item in batch for command in item.commands]
+        async with self._database.transaction() as conn:
+            book = await self._books.open(conn, vault_ids, commands)
+            outcomes = [_outcome(book, item) for item in batch]
+            await self._books.write(conn, book)
+        return outcomes
+
+
+def _outcome(book: Book, item: _Item) -> list[Event] | Exception:
+    try:
+        return book.answer_all(item.commands)
+    except errors.PilotError as refusal:
+        return refusal

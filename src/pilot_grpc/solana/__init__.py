@@ -1,0 +1,1 @@
+"""The Solana side: the only importer of solders and solana."""
