@@ -1,0 +1,1 @@
+"""Pilot: the spend-control plane for AI agents."""

@@ -1,0 +1,1 @@
+"""Speaks protobuf and gRPC, and decides nothing."""

@@ -1,0 +1,85 @@
+"""AgentService on the wire."""
+
+from typing import Any
+
+from pilot_grpc.domain.ids import AgentId, ProjectId
+from pilot_grpc.gen.pilot.v1 import agents_pb2 as pb
+from pilot_grpc.gen.pilot.v1 import agents_pb2_grpc
+from pilot_grpc.rpc import auth, paging, wire
+from pilot_grpc.services.agents import Agents
+
+
+class AgentServicer(agents_pb2_grpc.AgentServiceServicer):
+    def __init__(self, agents: Agents) -> None:
+        self._agents = agents
+
+    async def CreateAgent(
+        self, message: pb.CreateAgentRequest, context: Any
+    ) -> pb.CreateAgentResponse:
+        agent = await self._agents.create(
+            wire.once(message, "CreateAgent", auth.caller.get()),
+            ProjectId(message.project_id),
+            message.name,
+            wire.text(message, "provider"),
+            wire.text(message, "model"),
+            wire.text(message, "webhook_url"),
+        )
+        return pb.CreateAgentResponse(agent=wire.agent(agent))
+
+    async def GetAgent(self, message: pb.GetAgentRequest, context: Any) -> pb.GetAgentResponse:
+        caller = auth.caller.get()
+        agent = await self._agents.get(caller, wire.visible_agent(message, caller))
+        return pb.GetAgentResponse(agent=wire.agent(agent))
+
+    async def ListAgents(
+        self, message: pb.ListAgentsRequest, context: Any
+    ) -> pb.ListAgentsResponse:
+        after, limit = paging.time_and_id(message), paging.size(message) + 1
+        project_id = ProjectId(message.project_id)
+        rows = await self._agents.list(auth.caller.get(), project_id, after, limit)
+        page, token = paging.cut(message, rows, paging.by_time_and_id)
+        return pb.ListAgentsResponse(
+            agents=[wire.agent(row) for row in page], next_page_token=token
+        )
+
+    async def UpdateAgent(
+        self, message: pb.UpdateAgentRequest, context: Any
+    ) -> pb.UpdateAgentResponse:
+        agent = await self._agents.update(
+            auth.caller.get(), AgentId(message.agent_id), wire.changes(message)
+        )
+        return pb.UpdateAgentResponse(agent=wire.agent(agent))
+
+    async def PauseAgent(
+        self, message: pb.PauseAgentRequest, context: Any
+    ) -> pb.PauseAgentResponse:
+        agent = await self._agents.pause(auth.caller.get(), AgentId(message.agent_id))
+        return pb.PauseAgentResponse(agent=wire.agent(agent))
+
+    async def FlagAgent(self, message: pb.FlagAgentRequest, context: Any) -> pb.FlagAgentResponse:
+        agent = await self._agents.flag(auth.caller.get(), AgentId(message.agent_id))
+        return pb.FlagAgentResponse(agent=wire.agent(agent))
+
+    async def ResumeAgent(
+        self, message: pb.ResumeAgentRequest, context: Any
+    ) -> pb.ResumeAgentResponse:
+        agent = await self._agents.resume(auth.caller.get(), AgentId(message.agent_id))
+        return pb.ResumeAgentResponse(agent=wire.agent(agent))
+
+    async def DeleteAgent(
+        self, message: pb.DeleteAgentRequest, context: Any
+    ) -> pb.DeleteAgentResponse:
+        await self._agents.delete(auth.caller.get(), AgentId(message.agent_id))
+        return pb.DeleteAgentResponse()
+
+    async def IssueAgentKey(
+        self, message: pb.IssueAgentKeyRequest, context: Any
+    ) -> pb.IssueAgentKeyResponse:
+        agent, secret = await self._agents.issue_key(auth.caller.get(), AgentId(message.agent_id))
+        return pb.IssueAgentKeyResponse(agent=wire.agent(agent), secret=secret)
+
+    async def RevokeAgentKey(
+        self, message: pb.RevokeAgentKeyRequest, context: Any
+    ) -> pb.RevokeAgentKeyResponse:
+        agent = await self._agents.revoke_key(auth.caller.get(), AgentId(message.agent_id))
+        return pb.RevokeAgentKeyResponse(agent=wire.agent(agent))

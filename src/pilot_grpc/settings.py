@@ -1,0 +1,325 @@
+"""Settings: everything that can be configured, read once from the environment.
+
+This is the only module that reads os.environ. Each field names its variable, its unit and its
+default; `pilot serve` prints nothing of them that is secret.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, TypeVar
+
+from pilot_grpc import database_url
+
+D = TypeVar("D")
+V = TypeVar("V")
+E = TypeVar("E", bound=StrEnum)
+
+WRAPPING_KEY_BYTES: Final = 32
+MAX_PORT: Final = 65_535
+
+# The id of the wrapping key that Pilot makes for itself next to the embedded database. It is
+# stored with every vault that it sealed, so that such a vault is recognised for ever.
+DEVELOPMENT_KEY_ID: Final = "development"
+
+BOOLEANS: Final = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
+
+
+class SettingsError(ValueError):
+    """The environment does not describe a Pilot that can run. Lists every problem, one a line."""
+
+
+class SolanaCluster(StrEnum):
+    """Where the vaults' USDC lives."""
+
+    EMBEDDED = "embedded"
+    LOCALNET = "localnet"
+    DEVNET = "devnet"
+    MAINNET = "mainnet"
+
+
+class LogFormat(StrEnum):
+    """TEXT is for people, JSON (one object a line) for machines."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """The least severe records that are written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrappingKey:
+    """The key that seals the data keys of vaults (AES-256). It never enters the database."""
+
+    id: str
+    secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One field a setting. The comment above each gives its variable and what it means."""
+
+    # PILOT_LISTEN_ADDRESS: host:port that the gRPC server listens on.
+    listen_address: str = "127.0.0.1:50051"
+
+    # DATABASE_URL: a PostgreSQL 15 to 18. None stands for the embedded database in data_dir.
+    database_url: str | None = field(default=None, repr=False)
+    # PILOT_DATABASE_DIRECT_URL: the same database without a pooler between, for migrations.
+    # Default: DATABASE_URL.
+    database_direct_url: str | None = field(default=None, repr=False)
+    # PILOT_DATABASE_POOLER: DATABASE_URL leads to a transaction-mode pooler, so that no prepared
+    # statement and no session state outlives a transaction. Default: whether the first label of
+    # its host contains "-pooler", as Neon's do.
+    database_pooler: bool = False
+    # PILOT_DATABASE_POOL_SIZE: the most connections that this process opens for requests.
+    database_pool_size: int = 10
+
+    # PILOT_LANES: how many batches of spends this process decides at the same time. One a core
+    # is about right.
+    lanes: int = 2
+    # PILOT_LANE_BATCH_LIMIT: the most spends that one batch decides.
+    lane_batch_limit: int = 1_000
+    # PILOT_LANE_QUEUE_LIMIT: the most spends that may wait for one lane; more are refused with
+    # RESOURCE_EXHAUSTED.
+    lane_queue_limit: int = 10_000
+
+    # PILOT_DATA_DIR: the embedded database and the development wrapping key live here.
+    data_dir: Path = Path(".pilot")
+    # PILOT_WRAPPING_KEY (base64 of 32 bytes) with PILOT_WRAPPING_KEY_ID. Without them a key is
+    # made in data_dir, which is enough for the embedded database only.
+    wrapping_key: WrappingKey | None = None
+
+    # PILOT_SIGN_UP_ENABLED: whether strangers may create accounts.
+    sign_up_enabled: bool = True
+    # PILOT_SESSION_LIFETIME_SECONDS: how long a sign-in lasts.
+    session_lifetime: timedelta = timedelta(days=7)
+    # PILOT_OPEN_HOLDS_LIMIT: the most holds that one agent may have open.
+    open_holds_limit: int = 1_000
+    # PILOT_DECLINES_PER_MINUTE: an agent that is declined more often is answered
+    # RESOURCE_EXHAUSTED until a minute has passed.
+    declines_per_minute: int = 120
+
+    # PILOT_SOLANA_CLUSTER: embedded, localnet, devnet or mainnet.
+    solana_cluster: SolanaCluster = SolanaCluster.EMBEDDED
+    # PILOT_ALLOW_CREDITS: whether RecordFunding may credit money that is not on chain.
+    # Default: true, but false on mainnet.
+    allow_credits: bool = True
+
+    # PILOT_TLS_CERTIFICATE_FILE and PILOT_TLS_KEY_FILE: PEM; without them the server speaks
+    # plain text.
+    tls_certificate_file: Path | None = None
+    tls_key_file: Path | None = None
+    # PILOT_TLS_CLIENT_CA_FILE: PEM; callers must show a certificate that it signed (mutual TLS).
+    tls_client_ca_file: Path | None = None
+
+    # PILOT_REFLECTION: whether the server describes its API to anybody, as grpcurl needs.
+    reflection: bool = True
+    # PILOT_DEADLINE_SECONDS: the longest that a unary request may take; a caller's shorter
+    # deadline holds.
+    deadline: timedelta = timedelta(seconds=10)
+    # PILOT_DRAIN_SECONDS: how long SIGTERM waits for requests in flight.
+    drain_grace: timedelta = timedelta(seconds=10)
+
+    # PILOT_LOG_LEVEL: debug, info, warning or error.
+    log_level: LogLevel = LogLevel.INFO
+    # PILOT_LOG_FORMAT: text, or json with one object a line.
+    log_format: LogFormat = LogFormat.TEXT
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read and validate the environment (os.environ when none is given).
+
+        Raises SettingsError, which lists every problem at once.
+        """
+        reader = _Reader(os.environ if environ is None else environ)
+        url = reader.database_url("DATABASE_URL")
+        cluster = reader.choice("PILOT_SOLANA_CLUSTER", cls.solana_cluster)
+        settings = cls(
+            listen_address=reader.address("PILOT_LISTEN_ADDRESS", cls.listen_address),
+            database_url=url,
+            database_direct_url=reader.database_url("PILOT_DATABASE_DIRECT_URL") or url,
+            database_pooler=reader.boolean("PILOT_DATABASE_POOLER", _names_pooler(url)),
+            database_pool_size=reader.count("PILOT_DATABASE_POOL_SIZE", cls.database_pool_size),
+            lanes=reader.count("PILOT_LANES", cls.lanes),
+            lane_batch_limit=reader.count("PILOT_LANE_BATCH_LIMIT", cls.lane_batch_limit),
+            lane_queue_limit=reader.count("PILOT_LANE_QUEUE_LIMIT", cls.lane_queue_limit),
+            data_dir=reader.path("PILOT_DATA_DIR") or cls.data_dir,
+            wrapping_key=reader.wrapping_key(),
+            sign_up_enabled=reader.boolean("PILOT_SIGN_UP_ENABLED", cls.sign_up_enabled),
+            session_lifetime=reader.seconds("PILOT_SESSION_LIFETIME_SECONDS", cls.session_lifetime),
+            open_holds_limit=reader.count("PILOT_OPEN_HOLDS_LIMIT", cls.open_holds_limit),
+            declines_per_minute=reader.count("PILOT_DECLINES_PER_MINUTE", cls.declines_per_minute),
+            solana_cluster=cluster,
+            allow_credits=reader.boolean(
+                "PILOT_ALLOW_CREDITS", cluster is not SolanaCluster.MAINNET
+            ),
+            tls_certificate_file=reader.path("PILOT_TLS_CERTIFICATE_FILE"),
+            tls_key_file=reader.path("PILOT_TLS_KEY_FILE"),
+            tls_client_ca_file=reader.path("PILOT_TLS_CLIENT_CA_FILE"),
+            reflection=reader.boolean("PILOT_REFLECTION", cls.reflection),
+            deadline=reader.seconds("PILOT_DEADLINE_SECONDS", cls.deadline),
+            drain_grace=reader.seconds("PILOT_DRAIN_SECONDS", cls.drain_grace),
+            log_level=reader.choice("PILOT_LOG_LEVEL", cls.log_level),
+            log_format=reader.choice("PILOT_LOG_FORMAT", cls.log_format),
+        )
+        problems = reader.problems + _contradictions(settings)
+        if problems:
+            raise SettingsError("\n".join(problems))
+        return settings
+
+    @property
+    def uses_embedded_database(self) -> bool:
+        """True when no DATABASE_URL is set, so that Pilot brings its own PostgreSQL."""
+        return self.database_url is None
+
+    def direct_url(self) -> str:
+        """The URL for what needs a session of its own: migrations and their lock.
+
+        Raises SettingsError when only the pooler is known, or no database at all.
+        """
+        if self.database_direct_url is None:
+            raise SettingsError("DATABASE_URL is not set")
+        if self.database_pooler and self.database_direct_url == self.database_url:
+            raise SettingsError(
+                "DATABASE_URL leads to a pooler, and migrations need a session of their own; set "
+                "PILOT_DATABASE_DIRECT_URL to the database itself (at Neon: without -pooler)"
+            )
+        return self.database_direct_url
+
+    def sealing_key(self) -> WrappingKey:
+        """The wrapping key, which a database of your own needs one of your own for.
+
+        Raises SettingsError. Not checked by from_environ, because migrations seal nothing.
+        """
+        if self.wrapping_key is None:
+            raise SettingsError(
+                "PILOT_WRAPPING_KEY and PILOT_WRAPPING_KEY_ID must be set together with "
+                "DATABASE_URL; `openssl rand -base64 32` makes a key. Keep it: without it the "
+                "vaults of this database cannot be opened."
+            )
+        return self.wrapping_key
+
+
+def _names_pooler(url: str | None) -> bool:
+    return url is not None and database_url.parse(url).names_pooler
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    """What is wrong with values that are fine one by one."""
+    problems = []
+    if (settings.tls_certificate_file is None) != (settings.tls_key_file is None):
+        problems.append("PILOT_TLS_CERTIFICATE_FILE and PILOT_TLS_KEY_FILE must be set together")
+    if settings.tls_client_ca_file and not settings.tls_certificate_file:
+        problems.append("PILOT_TLS_CLIENT_CA_FILE needs PILOT_TLS_CERTIFICATE_FILE")
+    if settings.lane_batch_limit > settings.lane_queue_limit:
+        problems.append("PILOT_LANE_BATCH_LIMIT must not be above PILOT_LANE_QUEUE_LIMIT")
+    if settings.uses_embedded_database and settings.solana_cluster is SolanaCluster.MAINNET:
+        problems.append("PILOT_SOLANA_CLUSTER=mainnet needs DATABASE_URL and PILOT_WRAPPING_KEY")
+    return problems
+
+
+class _Reader:
+    """Turns variables into values. What it cannot read it notes, and goes on with the default."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.problems: list[str] = []
+
+    def boolean(self, name: str, default: bool) -> bool:
+        return self._read(
+            name, default, lambda text: BOOLEANS[text.lower()], "must be true or false"
+        )
+
+    def count(self, name: str, default: int) -> int:
+        return self._read(name, default, _positive, "must be a whole number above zero")
+
+    def seconds(self, name: str, default: timedelta) -> timedelta:
+        return self._read(
+            name,
+            default,
+            lambda text: timedelta(seconds=_positive(text)),
+            "must be a whole number of seconds above zero",
+        )
+
+    def choice(self, name: str, default: E) -> E:
+        kind = type(default)
+        return self._read(
+            name, default, lambda text: kind(text.lower()), f"must be one of {', '.join(kind)}"
+        )
+
+    def path(self, name: str) -> Path | None:
+        return self._read(name, None, Path, "must be a path")
+
+    def address(self, name: str, default: str) -> str:
+        return self._read(name, default, _address, "must be host:port, such as 127.0.0.1:50051")
+
+    def database_url(self, name: str) -> str | None:
+        return self._read(name, None, _database_url, "")
+
+    def wrapping_key(self) -> WrappingKey | None:
+        secret = self._read(
+            "PILOT_WRAPPING_KEY",
+            None,
+            _secret,
+            f"must be the base64 of {WRAPPING_KEY_BYTES} bytes (`openssl rand -base64 32`)",
+        )
+        key_id = self._environ.get("PILOT_WRAPPING_KEY_ID", "")
+        if key_id == DEVELOPMENT_KEY_ID:
+            self.problems.append(f"PILOT_WRAPPING_KEY_ID must not be {DEVELOPMENT_KEY_ID}")
+        if bool(key_id) != bool(self._environ.get("PILOT_WRAPPING_KEY")):
+            self.problems.append(
+                "PILOT_WRAPPING_KEY and PILOT_WRAPPING_KEY_ID must be set together"
+            )
+        return WrappingKey(id=key_id, secret=secret) if secret else None
+
+    def _read(self, name: str, default: D, parse: Callable[[str], V], rule: str) -> D | V:
+        """An empty variable is an absent one. The value is never shown: it may be secret."""
+        text = self._environ.get(name, "").strip()
+        if not text:
+            return default
+        try:
+            return parse(text)
+        except database_url.DatabaseUrlError as error:
+            self.problems.append(f"{name}: {error}")
+        except (ValueError, KeyError):
+            self.problems.append(f"{name} {rule}")
+        return default
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not 0 <= int(port) <= MAX_PORT:
+        raise ValueError
+    return text
+
+
+def _secret(text: str) -> bytes:
+    secret = base64.b64decode(text, validate=True)
+    if len(secret) != WRAPPING_KEY_BYTES:
+        raise ValueError
+    return secret
+
+
+def _database_url(text: str) -> str:
+    database_url.parse(text)
+    return text

@@ -1,0 +1,155 @@
+"""Settings: the defaults, every refusal, and nothing secret in what is printed."""
+
+from __future__ import annotations
+
+import base64
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from pilot_grpc.settings import LogFormat, Settings, SettingsError, SolanaCluster
+
+KEY = base64.b64encode(bytes(range(32))).decode()
+REMOTE = "postgresql://pilot:hunter2@db.example.com/pilot"
+
+
+def test_an_empty_environment_is_a_first_run() -> None:
+    """Nothing needs to be set: an embedded database, plain text, on this machine only."""
+    settings = Settings.from_environ({})
+
+    assert settings == Settings()
+    assert settings.listen_address == "127.0.0.1:50051"
+    assert settings.uses_embedded_database
+    assert settings.data_dir == Path(".pilot")
+
+
+def test_every_variable_is_read() -> None:
+    settings = Settings.from_environ(
+        {
+            "DATABASE_URL": REMOTE,
+            "PILOT_ALLOW_CREDITS": "off",
+            "PILOT_DATABASE_DIRECT_URL": "postgresql://direct.example.com/pilot",
+            "PILOT_DATABASE_POOLER": "true",
+            "PILOT_DATABASE_POOL_SIZE": "11",
+            "PILOT_DATA_DIR": "/var/lib/pilot",
+            "PILOT_DEADLINE_SECONDS": "5",
+            "PILOT_DECLINES_PER_MINUTE": "7",
+            "PILOT_DRAIN_SECONDS": "3",
+            "PILOT_LANES": "4",
+            "PILOT_LANE_BATCH_LIMIT": "50",
+            "PILOT_LANE_QUEUE_LIMIT": "60",
+            "PILOT_LISTEN_ADDRESS": "[::]:443",
+            "PILOT_LOG_FORMAT": "JSON",
+            "PILOT_LOG_LEVEL": "warning",
+            "PILOT_OPEN_HOLDS_LIMIT": "8",
+            "PILOT_REFLECTION": "0",
+            "PILOT_SESSION_LIFETIME_SECONDS": "3600",
+            "PILOT_SIGN_UP_ENABLED": "FALSE",
+            "PILOT_SOLANA_CLUSTER": "devnet",
+            "PILOT_TLS_CERTIFICATE_FILE": "/tls/cert.pem",
+            "PILOT_TLS_CLIENT_CA_FILE": "/tls/ca.pem",
+            "PILOT_TLS_KEY_FILE": "/tls/key.pem",
+            "PILOT_WRAPPING_KEY": KEY,
+            "PILOT_WRAPPING_KEY_ID": "2026-11",
+        }
+    )
+
+    unchanged = {name for name, value in vars(settings).items() if value == vars(Settings())[name]}
+    assert unchanged == set()
+    assert settings.wrapping_key is not None
+    assert settings.wrapping_key.secret == bytes(range(32))
+    assert settings.session_lifetime == timedelta(hours=1)
+    assert settings.log_format is LogFormat.JSON
+    assert settings.direct_url() == "postgresql://direct.example.com/pilot"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PILOT_LANES", "0"),
+        ("PILOT_LANES", "two"),
+        ("PILOT_REFLECTION", "maybe"),
+        ("PILOT_DRAIN_SECONDS", "-1"),
+        ("PILOT_LISTEN_ADDRESS", "50051"),
+        ("PILOT_LISTEN_ADDRESS", "localhost:70000"),
+        ("PILOT_SOLANA_CLUSTER", "testnet"),
+        ("PILOT_LOG_LEVEL", "loud"),
+        ("DATABASE_URL", "mysql://localhost/pilot"),
+        ("PILOT_WRAPPING_KEY", "c2hvcnQ="),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        Settings.from_environ({name: value})
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"PILOT_TLS_CERTIFICATE_FILE": "cert.pem"},
+        {"PILOT_TLS_KEY_FILE": "key.pem"},
+        {"PILOT_TLS_CLIENT_CA_FILE": "ca.pem"},
+        {"PILOT_WRAPPING_KEY": KEY},
+        {"PILOT_WRAPPING_KEY_ID": "2026-11"},
+        {"PILOT_WRAPPING_KEY": KEY, "PILOT_WRAPPING_KEY_ID": "development"},
+        {"PILOT_LANE_BATCH_LIMIT": "20000"},
+        {"PILOT_SOLANA_CLUSTER": "mainnet"},
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(environ: dict[str, str]) -> None:
+    with pytest.raises(SettingsError):
+        Settings.from_environ(environ)
+
+
+def test_all_problems_are_named_at_once() -> None:
+    with pytest.raises(SettingsError) as refusal:
+        Settings.from_environ({"PILOT_LANES": "x", "PILOT_REFLECTION": "x", "DATABASE_URL": "x"})
+
+    assert len(str(refusal.value).splitlines()) == 3
+
+
+def test_nothing_secret_is_printed() -> None:
+    """Neither what is printed of settings nor a refusal shows a password or a key."""
+    environ = {
+        "DATABASE_URL": REMOTE,
+        "PILOT_WRAPPING_KEY": KEY,
+        "PILOT_WRAPPING_KEY_ID": "2026-11",
+    }
+    printed = repr(Settings.from_environ(environ))
+    with pytest.raises(SettingsError) as refusal:
+        Settings.from_environ(environ | {"DATABASE_URL": f"{REMOTE}?sslmode=disable"})
+
+    for text in (printed, str(refusal.value)):
+        assert "hunter2" not in text
+        assert KEY not in text
+        assert str(bytes(range(32))) not in text
+
+
+def test_credits_are_off_on_mainnet_unless_allowed() -> None:
+    mainnet = {"DATABASE_URL": REMOTE, "PILOT_SOLANA_CLUSTER": "mainnet"}
+
+    assert Settings.from_environ({}).allow_credits
+    assert not Settings.from_environ(mainnet).allow_credits
+    assert Settings.from_environ(mainnet | {"PILOT_ALLOW_CREDITS": "true"}).allow_credits
+    assert Settings.from_environ(mainnet).solana_cluster is SolanaCluster.MAINNET
+
+
+def test_a_database_of_ones_own_needs_a_key_of_ones_own() -> None:
+    with pytest.raises(SettingsError, match="PILOT_WRAPPING_KEY"):
+        Settings.from_environ({"DATABASE_URL": REMOTE}).sealing_key()
+
+
+def test_a_pooler_is_recognised_and_never_migrated_through() -> None:
+    """Neon's pooled address says what it is; the direct one has to be given beside it."""
+    pooled = "postgresql://u:p@ep-cool-pooler.eu-central-1.aws.neon.tech/pilot"
+    direct = pooled.replace("-pooler", "")
+
+    settings = Settings.from_environ({"DATABASE_URL": pooled})
+    both = Settings.from_environ({"DATABASE_URL": pooled, "PILOT_DATABASE_DIRECT_URL": direct})
+
+    assert settings.database_pooler
+    with pytest.raises(SettingsError, match="PILOT_DATABASE_DIRECT_URL"):
+        settings.direct_url()
+    assert both.direct_url() == direct
+    assert not Settings.from_environ({"DATABASE_URL": direct}).database_pooler
