@@ -112,16 +112,21 @@ async def running(
         await database.close()
 
 
+def build_server(settings: Settings, app: App) -> Server:
+    """Put an app behind gRPC."""
+    calls = Calls(app.credentials, settings.deadline.total_seconds())
+    servicers = (
+        AccountServicer(app.accounts),
+        ProjectServicer(app.projects),
+        VaultServicer(app.vaults),
+        AgentServicer(app.agents),
+        BudgetServicer(app.budgets),
+        LedgerServicer(app.ledger, app.auditor),
+    )
+    return Server(settings, app.database, calls, servicers)
+
+
 async def serve(settings: Settings, *, ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT; `ready` is told the address."""
     async with running(settings) as app:
-        calls = Calls(app.credentials, settings.deadline.total_seconds())
-        servicers = (
-            AccountServicer(app.accounts),
-            ProjectServicer(app.projects),
-            VaultServicer(app.vaults),
-            AgentServicer(app.agents),
-            BudgetServicer(app.budgets),
-            LedgerServicer(app.ledger, app.auditor),
-        )
-        await Server(settings, app.database, calls, servicers).run(ready)
+        await build_server(settings, app).run(ready)

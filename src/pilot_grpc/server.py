@@ -74,11 +74,15 @@ class Server:
     servicers: tuple[Any, ...]
 
     async def run(self, ready: Callable[[str], None]) -> None:
-        """Serve until SIGTERM or SIGINT, then drain. `ready` is told the address."""
+        """Serve until SIGTERM or SIGINT. `ready` is told the address."""
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
+        await self.serve(stopping, ready)
+
+    async def serve(self, stopping: asyncio.Event, ready: Callable[[str], None]) -> None:
+        """Serve until `stopping` is set, then drain. `ready` is told the address."""
         server = grpc.aio.server(interceptors=(self.calls,), options=OPTIONS)
         health_servicer = health.aio.HealthServicer()
         self._add_services(server, health_servicer)

@@ -1,4 +1,8 @@
-"""The statements of events, their changes, and the requests that they answered."""
+"""The statements of events, their changes, and the requests that they answered.
+
+Rows that a batch adds are copied: for hundreds at a time that is faster than INSERT, on
+both sides.
+"""
 
 from collections.abc import Collection
 from datetime import datetime
@@ -21,21 +25,15 @@ from pilot_grpc.domain.ledger import (
 )
 from pilot_grpc.domain.requests import Request
 
-# The columns stand in the order of the fields of Event.
-INSERT_EVENTS: Final = """
-INSERT INTO events (
-    id, vault_id, agent_id, type, kind, status, amount, authorized_amount, expires_at,
-    failure_reason, decline, tx_hash, metadata, provider, model, refunded_event_id,
-    created_at, updated_at, revision
+# A foreign key is checked by a query for each row. Making its plan anew each time, as is
+# right for our own statements, took three quarters of the time of a batch; a plan that is
+# kept must not have been made for tables that were small.
+PLAN_FOR_INSERTS: Final = "SET LOCAL plan_cache_mode = auto; SET LOCAL enable_seqscan = off"
+
+_ANSWER_COLUMNS: Final = (
+    *("vault_id", "scope_id", "request_id", "rpc", "fingerprint", "event_id", "revision"),
+    *("status", "amount", "failure_reason", "tx_hash", "answered_at"),
 )
-SELECT *
-  FROM unnest(
-           $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
-           $7::bigint[], $8::bigint[], $9::timestamptz[], $10::text[], $11::jsonb[],
-           $12::text[], $13::text[], $14::text[], $15::text[], $16::text[],
-           $17::timestamptz[], $18::timestamptz[], $19::bigint[]
-       )
-"""
 
 # Only what may change while an event is pending.
 UPDATE_EVENTS: Final = """
@@ -51,33 +49,6 @@ UPDATE events
            $6::timestamptz[], $7::bigint[]
        ) AS new (id, status, amount, failure_reason, tx_hash, updated_at, revision)
  WHERE events.id = new.id
-"""
-
-# The columns stand in the order of the fields of Change.
-INSERT_CHANGES: Final = """
-INSERT INTO event_changes (
-    vault_id, revision, event_id, previous_revision, status, amount, failure_reason,
-    tx_hash, balance_after, chain_balance_after, held_after, changed_at, digest
-)
-SELECT *
-  FROM unnest(
-           $1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::bigint[],
-           $7::text[], $8::text[], $9::bigint[], $10::bigint[], $11::bigint[],
-           $12::timestamptz[], $13::bytea[]
-       )
-"""
-
-INSERT_ANSWERS: Final = """
-INSERT INTO event_requests (
-    vault_id, scope_id, request_id, rpc, fingerprint, event_id, revision, status, amount,
-    failure_reason, tx_hash, answered_at
-)
-SELECT *
-  FROM unnest(
-           $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
-           $7::bigint[], $8::text[], $9::bigint[], $10::text[], $11::text[],
-           $12::timestamptz[]
-       )
 """
 
 # The requests that were answered before, looked up after the vaults' locks: an answer
@@ -222,11 +193,19 @@ class EventHome(NamedTuple):
     user_id: UserId
 
 
+async def plan_for_inserts(conn: Connection) -> None:
+    """Prepare the transaction for many inserts; call it before the first."""
+    await conn.execute(PLAN_FOR_INSERTS)
+
+
 async def insert_events(conn: Connection, events: Collection[Event]) -> None:
     """Add events; their vaults must be locked, and their changes are due."""
-    columns = dict(zip(Event._fields, map(list, zip(*events, strict=True)), strict=True))
-    columns["decline"] = [d and encode_decline(d) for d in columns["decline"]]
-    await conn.execute(INSERT_EVENTS, *columns.values())
+    decline = Event._fields.index("decline")
+    records = [
+        (*event[:decline], event.decline and encode_decline(event.decline), *event[decline + 1 :])
+        for event in events
+    ]
+    await conn.copy_records_to_table("events", records=records, columns=Event._fields)
 
 
 async def update_events(conn: Connection, events: Collection[Event]) -> None:
@@ -240,7 +219,7 @@ async def update_events(conn: Connection, events: Collection[Event]) -> None:
 
 async def insert_changes(conn: Connection, changes: Collection[Change]) -> None:
     """Add numbered changes; their vaults must be locked."""
-    await conn.execute(INSERT_CHANGES, *map(list, zip(*changes, strict=True)))
+    await conn.copy_records_to_table("event_changes", records=changes, columns=Change._fields)
 
 
 async def insert_answers(conn: Connection, answers: Collection[Answer]) -> None:
@@ -262,7 +241,7 @@ async def insert_answers(conn: Connection, answers: Collection[Answer]) -> None:
         )
         for a in answers
     ]
-    await conn.execute(INSERT_ANSWERS, *map(list, zip(*rows, strict=True)))
+    await conn.copy_records_to_table("event_requests", records=rows, columns=_ANSWER_COLUMNS)
 
 
 async def select_answers(

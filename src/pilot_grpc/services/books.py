@@ -106,10 +106,11 @@ class Books:
             await budgets_db.update_counters(conn, rules)
         if any(event.authorized_amount for event in events):
             await agents_db.update_open_holds(conn, spenders)
-        if book.created:
-            await ledger_db.insert_events(conn, book.created.values())
         if book.changed:
             await ledger_db.update_events(conn, book.changed.values())
+        await ledger_db.plan_for_inserts(conn)
+        if book.created:
+            await ledger_db.insert_events(conn, book.created.values())
         await ledger_db.insert_changes(conn, book.changes)
         if book.new_answers:
             await ledger_db.insert_answers(conn, book.new_answers)

@@ -4,7 +4,7 @@ A CUID is `c` and 24 characters of base 36: 8 of milliseconds, 4 that count up, 
 process, 8 of chance. (PyPI's cuid2 took 44 microseconds an id, more than a decision.)
 """
 
-import os
+import random
 import time
 from collections.abc import Callable
 from typing import Final
@@ -32,7 +32,8 @@ class IdSource:
         self._last_ms = 0
         self._count = 0
         self._prefix = ""
-        self._process = base36(int.from_bytes(os.urandom(4)), 4)
+        self._chance = random.Random()  # noqa: S311 - unique, not secret; seeded by the system
+        self._process = base36(self._chance.getrandbits(32), 4)
 
     def __call__(self) -> str:
         """Return a new id."""
@@ -42,5 +43,5 @@ class IdSource:
             self._last_ms = max(now_ms, self._last_ms + 1)
             self._count = 0
             self._prefix = "c" + base36(self._last_ms, 8)
-        chance = base36(int.from_bytes(os.urandom(6)), 8)
+        chance = base36(self._chance.getrandbits(48), 8)
         return f"{self._prefix}{base36(self._count, 4)}{self._process}{chance}"
