@@ -23,7 +23,7 @@ from pilot_grpc.services.credentials import WRITE_USES_SECONDS, Credentials
 from pilot_grpc.services.declines import Declines
 from pilot_grpc.services.expiry import CLEAN_SECONDS, SWEEP_SECONDS, Expiry, every
 from pilot_grpc.services.ids import IdSource
-from pilot_grpc.services.lanes import Lanes
+from pilot_grpc.services.lanes import CONNECTIONS_PER_LANE, Lanes
 from pilot_grpc.services.ledger import Ledger
 from pilot_grpc.services.projects import Projects
 from pilot_grpc.services.recount import Auditor
@@ -49,12 +49,17 @@ class App:
     auditor: Auditor
 
 
-def build(settings: Settings, database: Database, clock: Clock = read_clock) -> App:
-    """Build the services on an open database."""
+def build(
+    settings: Settings, database: Database, money: Database, clock: Clock = read_clock
+) -> App:
+    """Build the services; `money` is the database of the lanes alone.
+
+    So whatever else asks the database much does not take the connections of spends.
+    """
     new_id = IdSource()
     books = Books(clock, new_id, settings.open_holds_limit)
     lanes = Lanes(
-        database,
+        money,
         books,
         count=settings.lanes,
         batch_max=settings.lane_batch_limit,
@@ -87,12 +92,14 @@ async def running(
     settings: Settings, clock: Clock = read_clock, *, duties: bool = True
 ) -> AsyncIterator[App]:
     """Build on the configured database, and do the background duties while the block runs."""
+    url = settings.database_url or ""
     database = await open_database(
-        settings.database_url or "",
-        pooler=settings.database_pooler,
-        size=settings.database_pool_size,
+        url, pooler=settings.database_pooler, size=settings.database_pool_size
     )
-    app = build(settings, database, clock)
+    money = await open_database(
+        url, pooler=settings.database_pooler, size=settings.lanes * CONNECTIONS_PER_LANE
+    )
+    app = build(settings, database, money, clock)
     app.lanes.start()
     tasks = []
     if duties:
@@ -109,6 +116,7 @@ async def running(
         await app.lanes.close()
         if duties:
             await app.credentials.write_uses()
+        await money.close()
         await database.close()
 
 

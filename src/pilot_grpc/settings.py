@@ -84,7 +84,8 @@ class Settings:
     # statement and no session state outlives a transaction. Default: whether the first label of
     # its host contains "-pooler", as Neon's do.
     database_pooler: bool = False
-    # PILOT_DATABASE_POOL_SIZE: the most connections that this process opens for requests.
+    # PILOT_DATABASE_POOL_SIZE: the most connections that this process opens for requests. Each
+    # lane has up to three more.
     database_pool_size: int = 10
 
     # PILOT_LANES: how many batches of spends this process decides at the same time. One a core

@@ -44,7 +44,8 @@ SELECT id, project_id, name, provider, model, status,
  LIMIT $4::integer
 """
 
-# Where an agent belongs. None of it ever changes, so it may be cached.
+# Where an agent belongs. None of it ever changes, so it may be cached; a deleted agent
+# belongs there, too, with its events and what it asked before.
 SELECT_HOMES: Final = """
 SELECT agents.id AS agent_id, vaults.id AS vault_id, projects.id AS project_id,
        projects.user_id
@@ -52,7 +53,6 @@ SELECT agents.id AS agent_id, vaults.id AS vault_id, projects.id AS project_id,
   JOIN projects ON projects.id = agents.project_id
   JOIN vaults ON vaults.project_id = projects.id
  WHERE agents.id = ANY ($1::text[])
-   AND agents.deleted_at IS NULL
 """
 
 # What a decision reads. Everything in it changes only under the vault's lock, so it is

@@ -27,6 +27,7 @@ Record: TypeAlias = "asyncpg.Record"
 ACQUIRE_SECONDS_MAX: Final = 5.0
 CONNECT_SECONDS_MAX: Final = 5.0
 STATEMENT_SECONDS_MAX: Final = 10.0
+STATEMENTS_PER_CONNECTION_MAX: Final = 1_000_000
 RETRY_SECONDS: Final = 1.0
 
 # A plan that was made while a table was small can stay for ever (28.6 ms instead of
@@ -67,7 +68,8 @@ class Database:
     async def transaction(self, begin: str = BEGIN) -> AsyncIterator[Connection]:
         """Run the block in a transaction; commit at its end, roll back on an exception.
 
-        Raises DatabaseUnavailable for everything that is not the statement's fault.
+        Raises DatabaseUnavailable for everything that is not the statement's fault; the
+        idle connections are then replaced, because they may have died with this one.
         """
         try:
             connection = await self.pool.acquire(timeout=ACQUIRE_SECONDS_MAX)
@@ -78,9 +80,11 @@ class Database:
             finally:
                 await self._give_back(connection)
         except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
+            await self.pool.expire_connections()
             raise errors.DatabaseUnavailable(retry_after=RETRY_SECONDS) from error
         except asyncpg.PostgresError as error:
             if _is_away(error):
+                await self.pool.expire_connections()
                 raise errors.DatabaseUnavailable(retry_after=RETRY_SECONDS) from error
             raise
 
@@ -112,6 +116,7 @@ async def open_database(
         connection_class=_Connection,
         min_size=min_size,
         max_size=size,
+        max_queries=STATEMENTS_PER_CONNECTION_MAX,
         timeout=CONNECT_SECONDS_MAX,
         command_timeout=STATEMENT_SECONDS_MAX,
     )

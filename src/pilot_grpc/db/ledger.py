@@ -133,27 +133,37 @@ SELECT events.vault_id, events.agent_id, projects.user_id
 """
 
 # A filter that is null allows everything. The user's vaults come first, so that nobody
-# reads what is not theirs, whatever the other filters say.
+# reads what is not theirs, whatever the other filters say; from each its newest events,
+# by its index, and of those the newest.
 SELECT_EVENTS: Final = """
-SELECT id, vault_id, agent_id, type, kind, status, amount, authorized_amount, expires_at,
-       failure_reason, decline, tx_hash, metadata, provider, model, refunded_event_id,
-       created_at, updated_at, revision
-  FROM events
- WHERE vault_id IN (
-           SELECT vaults.id
-             FROM vaults
-             JOIN projects ON projects.id = vaults.project_id
-            WHERE projects.user_id = $1::text
-       )
-   AND ($2::text IS NULL OR vault_id = $2::text)
-   AND ($3::text IS NULL OR agent_id = $3::text)
-   AND ($4::text[] IS NULL OR type = ANY ($4::text[]))
-   AND ($5::text[] IS NULL OR kind = ANY ($5::text[]))
-   AND ($6::text[] IS NULL OR status = ANY ($6::text[]))
-   AND ($7::timestamptz IS NULL OR created_at >= $7::timestamptz)
-   AND ($8::timestamptz IS NULL OR created_at < $8::timestamptz)
-   AND ($9::timestamptz IS NULL OR (created_at, id) < ($9::timestamptz, $10::text))
- ORDER BY created_at DESC, id DESC
+SELECT events.id, events.vault_id, events.agent_id, events.type, events.kind,
+       events.status, events.amount, events.authorized_amount, events.expires_at,
+       events.failure_reason, events.decline, events.tx_hash, events.metadata,
+       events.provider, events.model, events.refunded_event_id, events.created_at,
+       events.updated_at, events.revision
+  FROM projects
+  JOIN vaults ON vaults.project_id = projects.id
+ CROSS JOIN LATERAL (
+           SELECT events.id
+             FROM events
+            WHERE events.vault_id = vaults.id
+              AND ($3::text IS NULL OR events.agent_id = $3::text)
+              AND ($4::text[] IS NULL OR events.type = ANY ($4::text[]))
+              AND ($5::text[] IS NULL OR events.kind = ANY ($5::text[]))
+              AND ($6::text[] IS NULL OR events.status = ANY ($6::text[]))
+              AND ($7::timestamptz IS NULL OR events.created_at >= $7::timestamptz)
+              AND ($8::timestamptz IS NULL OR events.created_at < $8::timestamptz)
+              AND (
+                  $9::timestamptz IS NULL
+                  OR (events.created_at, events.id) < ($9::timestamptz, $10::text)
+              )
+            ORDER BY events.created_at DESC, events.id DESC
+            LIMIT $11::integer
+       ) AS newest
+  JOIN events ON events.id = newest.id
+ WHERE projects.user_id = $1::text
+   AND ($2::text IS NULL OR vaults.id = $2::text)
+ ORDER BY events.created_at DESC, events.id DESC
  LIMIT $11::integer
 """
 

@@ -40,6 +40,16 @@ SELECT id, project_id, address, balance, chain_balance, held, revision, digest,
    FOR NO KEY UPDATE
 """
 
+# The same for those vaults that nobody else has locked; the others are left out.
+LOCK_FREE_VAULTS: Final = """
+SELECT id, project_id, address, balance, chain_balance, held, revision, digest,
+       last_change_at, created_at
+  FROM vaults
+ WHERE id = ANY ($1::text[])
+ ORDER BY id
+   FOR NO KEY UPDATE SKIP LOCKED
+"""
+
 LOCK_VAULT_OF_PROJECT: Final = """
 SELECT id, project_id, address, balance, chain_balance, held, revision, digest,
        last_change_at, created_at
@@ -101,6 +111,11 @@ async def select_vault(conn: Connection, vault_id: VaultId, user_id: UserId) -> 
 async def lock_vaults(conn: Connection, ids: Collection[VaultId]) -> dict[VaultId, Vault]:
     """Lock vaults and return their figures as of the lock."""
     return {row["id"]: Vault(**row) for row in await conn.fetch(LOCK_VAULTS, list(ids))}
+
+
+async def lock_free_vaults(conn: Connection, ids: Collection[VaultId]) -> dict[VaultId, Vault]:
+    """Lock those vaults that can be locked at once, and return their figures."""
+    return {row["id"]: Vault(**row) for row in await conn.fetch(LOCK_FREE_VAULTS, list(ids))}
 
 
 async def lock_vault_of_project(conn: Connection, project_id: ProjectId) -> Vault | None:

@@ -10,8 +10,8 @@ from pilot_grpc.rpc import auth, paging, wire
 from pilot_grpc.services.ledger import Ledger
 from pilot_grpc.services.recount import Auditor
 
-AUDIT_PAGE_DEFAULT: Final = 5_000
-AUDIT_PAGE_MAX: Final = 20_000
+AUDIT_PAGE_DEFAULT: Final = 2_000
+AUDIT_PAGE_MAX: Final = 10_000
 
 
 class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):

@@ -56,14 +56,28 @@ class Passwords:
 
     async def check(self, password: str, password_hash: str | None) -> bool:
         """Compare in constant time; without a user it takes as long. Raises Overloaded."""
-        matches = await self._in_thread(
-            _matches, self._argon2, password, password_hash or self._nobody
-        )
-        return matches and password_hash is not None
+        matches: bool = await self._in_thread(self._matches, password, password_hash)
+        return matches
 
     def is_outdated(self, password_hash: str) -> bool:
         """Say whether a hash is of the older form, or of weaker parameters."""
         return is_sha256(password_hash) or self._argon2.check_needs_rehash(password_hash)
+
+    def _matches(self, password: str, password_hash: str | None) -> bool:
+        if password_hash is not None and password_hash.startswith("$argon2"):
+            return self._verifies(password_hash, password)
+        # The older form is quick to check, and so is nobody's: the time must not tell.
+        self._verifies(self._nobody, password)
+        if password_hash is None or not is_sha256(password_hash):
+            return False
+        digest = hashlib.sha256(password.encode()).hexdigest()
+        return hmac.compare_digest(digest, password_hash)
+
+    def _verifies(self, password_hash: str, password: str) -> bool:
+        try:
+            return self._argon2.verify(password_hash, password)
+        except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+            return False
 
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         if self._waiting >= HASHING_QUEUE_MAX:
@@ -79,16 +93,6 @@ class Passwords:
 def is_sha256(password_hash: str) -> bool:
     """Say whether a hash is a bare SHA-256 hex digest, the older form."""
     return _SHA256_HEX.fullmatch(password_hash) is not None
-
-
-def _matches(hasher: argon2.PasswordHasher, password: str, password_hash: str) -> bool:
-    if is_sha256(password_hash):
-        digest = hashlib.sha256(password.encode()).hexdigest()
-        return hmac.compare_digest(digest, password_hash)
-    try:
-        return hasher.verify(password_hash, password)
-    except argon2.exceptions.VerificationError:
-        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ HOMES_REMEMBERED_MAX: Final = 100_000
 class Homes:
     """Where agents belong: their vault, project and user, remembered because they never move.
 
-    A deleted agent may be remembered; a decision finds it missing under the vault's lock.
+    A deleted agent has a home, too; a decision finds it missing under the vault's lock.
     """
 
     def __init__(self, database: Database) -> None:

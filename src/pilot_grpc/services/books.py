@@ -44,10 +44,21 @@ class Books:
     open_holds_max: int
 
     async def open(
-        self, conn: Connection, vault_ids: Iterable[VaultId], commands: Sequence[Command] = ()
+        self,
+        conn: Connection,
+        vault_ids: Iterable[VaultId],
+        commands: Sequence[Command] = (),
+        *,
+        wait: bool = True,
     ) -> Book:
-        """Lock vaults, read what the commands need, and settle the holds that are overdue."""
-        vaults = await vaults_db.lock_vaults(conn, set(vault_ids))
+        """Lock vaults, read what the commands need, and settle the holds that are overdue.
+
+        Without `wait`, vaults that are locked by somebody else are left out, and so are
+        the commands on them.
+        """
+        lock = vaults_db.lock_vaults if wait else vaults_db.lock_free_vaults
+        vaults = await lock(conn, set(vault_ids))
+        commands = [command for command in commands if command.vault_id in vaults]
         answers = {}
         if commands:
             answers = await ledger_db.select_answers(

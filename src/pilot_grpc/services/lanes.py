@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final, TypeAlias
 from zlib import crc32
 
 from pilot_grpc import errors
@@ -22,7 +23,12 @@ from pilot_grpc.services.books import Books
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 0.5
+RETRY_SECONDS: Final = 0.5
+APART_AT_ONCE_MAX: Final = 2
+CONNECTIONS_PER_LANE: Final = 1 + APART_AT_ONCE_MAX
+
+# What an item comes to: its events, what refuses it, or None while its vault is locked.
+_Outcome: TypeAlias = list[Event] | Exception | None
 
 
 @dataclass(slots=True, eq=False)
@@ -74,7 +80,12 @@ class Lanes:
 
 
 class _Lane:
-    """One queue and the batches it is decided in."""
+    """One queue and the batches it is decided in.
+
+    A batch mixes vaults and never waits for a lock: a vault that somebody else has
+    locked is set apart with all that waits for it, and decided by itself once the lock
+    is free, so that it delays nobody else.
+    """
 
     def __init__(self, database: Database, books: Books, batch_max: int, queue_max: int) -> None:
         self._database = database
@@ -85,6 +96,9 @@ class _Lane:
         self._waiting = 0
         self._awake = asyncio.Event()
         self._closed = False
+        self._apart: dict[VaultId, deque[_Item]] = {}
+        self._apart_slots = asyncio.Semaphore(APART_AT_ONCE_MAX)
+        self._apart_tasks: set[asyncio.Task[None]] = set()
 
     async def put(self, item: _Item) -> list[Event]:
         if self._closed:
@@ -92,7 +106,7 @@ class _Lane:
         if self._waiting + len(item.commands) > self._queue_max:
             raise errors.Overloaded(retry_after=RETRY_SECONDS)
         self._waiting += len(item.commands)
-        self._queue.append(item)
+        self._apart.get(item.vault_id, self._queue).append(item)
         self._awake.set()
         return await item.future
 
@@ -103,28 +117,49 @@ class _Lane:
     async def run(self) -> None:
         while self._queue or not self._closed:
             await self._awake.wait()
-            batch = self._take()
+            batch = self._take(self._queue)
             if batch:
-                await self._decide(batch)
+                await self._decide(batch, wait=False)
             if not self._queue and not self._closed:
                 self._awake.clear()
+        await asyncio.gather(*self._apart_tasks)
 
-    def _take(self) -> list[_Item]:
+    def _take(self, queue: deque[_Item]) -> list[_Item]:
         """Take what waits, up to a full batch; who has stopped waiting is left out."""
         batch: list[_Item] = []
         room = self._batch_max
-        while self._queue and (not batch or len(self._queue[0].commands) <= room):
-            item = self._queue.popleft()
+        while queue and (not batch or len(queue[0].commands) <= room):
+            item = queue.popleft()
             self._waiting -= len(item.commands)
             if not item.future.done():
                 batch.append(item)
                 room -= len(item.commands)
         return batch
 
-    async def _decide(self, batch: list[_Item]) -> None:
+    def _set_apart(self, item: _Item) -> None:
+        """Let an item wait for its vault alone."""
+        self._waiting += len(item.commands)
+        if item.vault_id not in self._apart:
+            self._apart[item.vault_id] = deque()
+            task = asyncio.create_task(self._run_apart(item.vault_id))
+            self._apart_tasks.add(task)
+            task.add_done_callback(self._apart_tasks.discard)
+        self._apart[item.vault_id].append(item)
+
+    async def _run_apart(self, vault_id: VaultId) -> None:
+        queue = self._apart[vault_id]
+        async with self._apart_slots:
+            while queue:
+                batch = self._take(queue)
+                if batch:
+                    await self._decide(batch, wait=True)
+            del self._apart[vault_id]
+
+    async def _decide(self, batch: list[_Item], *, wait: bool) -> None:
         """Decide a batch. Whatever happens, everybody in it gets an answer."""
+        outcomes: list[_Outcome]
         try:
-            outcomes = await self._commit(batch)
+            outcomes = await self._commit(batch, wait=wait)
         except errors.DatabaseUnavailable as error:
             # Nobody knows whether the commit arrived, so nobody decides again here.
             outcomes = [error] * len(batch)
@@ -132,28 +167,33 @@ class _Lane:
             if len(batch) > 1:
                 log.warning("a batch of %d failed; deciding one by one", len(batch))
                 for item in batch:
-                    await self._decide([item])
+                    await self._decide([item], wait=True)
                 return
             outcomes = [error]
         for item, outcome in zip(batch, outcomes, strict=True):
             if item.future.done():
                 continue
-            if isinstance(outcome, Exception):
+            if outcome is None:
+                self._set_apart(item)
+            elif isinstance(outcome, Exception):
                 item.future.set_exception(outcome)
             else:
                 item.future.set_result(outcome)
 
-    async def _commit(self, batch: list[_Item]) -> list[list[Event] | Exception]:
+    async def _commit(self, batch: list[_Item], *, wait: bool) -> list[_Outcome]:
         vault_ids = {item.vault_id for item in batch}
         commands = [command for item in batch for command in item.commands]
         async with self._database.transaction() as conn:
-            book = await self._books.open(conn, vault_ids, commands)
-            outcomes = [_outcome(book, item) for item in batch]
+            book = await self._books.open(conn, vault_ids, commands, wait=wait)
+            outcomes = [
+                _outcome(book, item) if wait or item.vault_id in book.vaults else None
+                for item in batch
+            ]
             await self._books.write(conn, book)
         return outcomes
 
 
-def _outcome(book: Book, item: _Item) -> list[Event] | Exception:
+def _outcome(book: Book, item: _Item) -> _Outcome:
     try:
         return book.answer_all(item.commands)
     except errors.PilotError as refusal:

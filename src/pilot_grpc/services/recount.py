@@ -5,6 +5,7 @@ pages that are read at different times still add up: first the changes in their 
 and the vault that they lead to, then the events, then the counters of the agents.
 """
 
+import asyncio
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -25,6 +26,9 @@ from pilot_grpc.domain.vaults import Vault
 
 # Counting an agent anew reads all its events of the month.
 _AGENTS_PER_PAGE_MAX: Final = 100
+
+# Rows that are recounted before spends get their turn on the event loop.
+_ROWS_AT_ONCE_MAX: Final = 200
 
 
 class Phase(StrEnum):
@@ -96,6 +100,8 @@ async def _verify_changes(conn: Connection, vault: Vault, done: int, limit: int)
         if wrong is not None:
             return AuditPage(wrong, count, None)
         running = recount.after(change)
+        if not count % _ROWS_AT_ONCE_MAX:
+            await asyncio.sleep(0)
     if len(changes) == limit:
         return AuditPage(None, limit, Place(Phase.CHANGES, running.revision))
     wrong = recount.check_vault(running, vault)
@@ -111,6 +117,8 @@ async def _verify_events(conn: Connection, vault: Vault, place: Place, limit: in
         wrong = recount.check_event(event, last.get(event.revision), refunded.get(event.id, 0))
         if wrong is not None:
             return AuditPage(wrong, count, None)
+        if not count % _ROWS_AT_ONCE_MAX:
+            await asyncio.sleep(0)
     if len(events) == limit:
         end = Place(Phase.EVENTS, 0, events[-1].created_at, events[-1].id)
         return AuditPage(None, limit, end)
