@@ -25,11 +25,6 @@ from pilot_grpc.domain.ledger import (
 )
 from pilot_grpc.domain.requests import Request
 
-# A foreign key is checked by a query for each row. Making its plan anew each time, as is
-# right for our own statements, took three quarters of the time of a batch; a plan that is
-# kept must not have been made for tables that were small.
-PLAN_FOR_INSERTS: Final = "SET LOCAL plan_cache_mode = auto; SET LOCAL enable_seqscan = off"
-
 _ANSWER_COLUMNS: Final = (
     *("vault_id", "scope_id", "request_id", "rpc", "fingerprint", "event_id", "revision"),
     *("status", "amount", "failure_reason", "tx_hash", "answered_at"),
@@ -201,11 +196,6 @@ class EventHome(NamedTuple):
     vault_id: VaultId
     agent_id: AgentId | None
     user_id: UserId
-
-
-async def plan_for_inserts(conn: Connection) -> None:
-    """Prepare the transaction for many inserts; call it before the first."""
-    await conn.execute(PLAN_FOR_INSERTS)
 
 
 async def insert_events(conn: Connection, events: Collection[Event]) -> None:

@@ -14,7 +14,7 @@ from pilot_grpc.db import budgets as budgets_db
 from pilot_grpc.db import ledger as ledger_db
 from pilot_grpc.db import vaults as vaults_db
 from pilot_grpc.db.clock import Clock
-from pilot_grpc.db.connection import Connection
+from pilot_grpc.db.connection import Connection, plan_foreign_keys_once
 from pilot_grpc.domain.book import Book
 from pilot_grpc.domain.ids import EventId, VaultId
 from pilot_grpc.domain.ledger import (
@@ -119,7 +119,7 @@ class Books:
             await agents_db.update_open_holds(conn, spenders)
         if book.changed:
             await ledger_db.update_events(conn, book.changed.values())
-        await ledger_db.plan_for_inserts(conn)
+        await plan_foreign_keys_once(conn)
         if book.created:
             await ledger_db.insert_events(conn, book.created.values())
         await ledger_db.insert_changes(conn, book.changes)

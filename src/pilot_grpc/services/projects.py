@@ -9,7 +9,7 @@ from pilot_grpc import errors
 from pilot_grpc.db import accounts as accounts_db
 from pilot_grpc.db import projects as projects_db
 from pilot_grpc.db import vaults as vaults_db
-from pilot_grpc.db.connection import Connection, Database
+from pilot_grpc.db.connection import Connection, Database, plan_foreign_keys_once
 from pilot_grpc.domain.accounts import Caller
 from pilot_grpc.domain.ids import ProjectId, UserId, VaultId
 from pilot_grpc.domain.projects import PROJECTS_PER_USER_MAX, Project, ProjectStatus
@@ -118,6 +118,7 @@ class Projects:
                 raise errors.ProjectNotEmpty(
                     balance=vault.balance, chain_balance=vault.chain_balance, pending=pending
                 )
+            await plan_foreign_keys_once(conn)
             await projects_db.delete_project(conn, project_id)
 
 
