@@ -1,10 +1,11 @@
 # `make` alone lists what there is. Only python3 (3.11 or newer) and make are needed; the rest is
-# installed from the locks into .venv, with the index and certificates of your pip configuration.
+# installed from the locks into .venv, from where pip is configured to install.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+INSTALL_LOCK := $(BIN)/python scripts/install.py
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 	--generate-hashes --no-emit-index-url --custom-compile-command "make lock"
 
@@ -16,19 +17,21 @@ help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 # The stamps make a second call instant: they are as new as the locks they installed.
-$(BIN)/python:
+$(VENV)/build.stamp: requirements-build.lock
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Pilot needs Python 3.11 or newer: make PYTHON=/path/to/python3 ...")'
 	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) --require-hashes --requirement requirements-build.lock
+	@touch $@
 
-$(VENV)/runtime.stamp: requirements.lock pyproject.toml | $(BIN)/python
+$(VENV)/runtime.stamp: requirements.lock pyproject.toml $(VENV)/build.stamp
 	@echo "Installing what Pilot needs to run ..."
-	@$(PIP_INSTALL) --no-deps --require-hashes --requirement requirements.lock
-	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@$(INSTALL_LOCK) requirements.lock
+	@$(PIP_INSTALL) --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/dev.stamp: requirements-dev.lock $(VENV)/runtime.stamp
 	@echo "Installing what its developers need ..."
-	@$(PIP_INSTALL) --no-deps --require-hashes --requirement requirements-dev.lock
+	@$(INSTALL_LOCK) requirements-dev.lock
 	@touch $@
 
 setup: $(VENV)/dev.stamp ## Create .venv with everything that developing in Python needs
@@ -66,8 +69,9 @@ verify: setup ## Prove that src/pilot_grpc/gen and sql/schema.sql are fresh
 	@$(BIN)/pilot db schema --check
 
 lock: setup ## Pin the newest versions that pyproject.toml allows
-	@$(LOCK) --group build pyproject.toml --output-file requirements.lock
-	@$(LOCK) --group build --group dev --constraint requirements.lock pyproject.toml \
+	@$(LOCK) --group build --output-file requirements-build.lock
+	@$(LOCK) pyproject.toml --output-file requirements.lock
+	@$(LOCK) --group dev --constraint requirements.lock pyproject.toml \
 		--output-file requirements-dev.lock
 
 bench: setup ## Measure spends through gRPC against pgbench on one row

@@ -282,6 +282,8 @@ CREATE INDEX events_agent_id_created_at_idx ON public.events USING btree (agent_
 
 CREATE INDEX events_open_holds_idx ON public.events USING btree (expires_at) WHERE ((status = 'pending'::text) AND (expires_at IS NOT NULL));
 
+CREATE INDEX events_open_holds_of_vault_idx ON public.events USING btree (vault_id, expires_at) WHERE ((status = 'pending'::text) AND (expires_at IS NOT NULL));
+
 CREATE INDEX events_pending_idx ON public.events USING btree (vault_id, agent_id) WHERE (status = 'pending'::text);
 
 CREATE INDEX events_refunded_event_id_idx ON public.events USING btree (refunded_event_id) WHERE (refunded_event_id IS NOT NULL);
@@ -295,6 +297,8 @@ CREATE INDEX events_vault_id_created_at_idx ON public.events USING btree (vault_
 CREATE INDEX projects_user_id_idx ON public.projects USING btree (user_id, created_at);
 
 CREATE INDEX requests_created_at_idx ON public.requests USING btree (created_at);
+
+CREATE INDEX sessions_expires_at_idx ON public.sessions USING btree (expires_at);
 
 CREATE INDEX sessions_user_id_idx ON public.sessions USING btree (user_id, created_at);
 

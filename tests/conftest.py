@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -55,15 +56,33 @@ class Server:
             await conn.close()
 
 
+def server_home() -> tempfile.TemporaryDirectory[str]:
+    """A directory for a server's data, outside of those that pytest makes.
+
+    Of its own directories pytest takes everybody else's rights away whenever another run starts,
+    and under root the servers of this one are somebody else.
+    """
+    return tempfile.TemporaryDirectory(prefix="pilot-test-")
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory that an embedded server may live in."""
+    with server_home() as directory:
+        yield Path(directory)
+
+
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server() -> Iterator[Server]:
     """The server of this run."""
     url = os.environ.get("PILOT_TEST_DATABASE_URL")
     if url:
         yield Server(url, os.environ.get("PILOT_TEST_DATABASE_DIRECT_URL", url))
         return
-    home: Path = tmp_path_factory.mktemp("server")
-    with embedded.running(home, options=embedded.FORGETFUL_OPTIONS) as url:
+    with (
+        server_home() as directory,
+        embedded.running(Path(directory), options=embedded.FORGETFUL_OPTIONS) as url,
+    ):
         yield Server(url, url)
 
 
@@ -87,6 +106,15 @@ async def database(server: Server, template: str) -> AsyncIterator[str]:
     """The URL of a migrated database that only this test sees."""
     async with server.new_database(template) as name:
         yield with_database(server.url, name)
+
+
+@pytest.fixture(scope="session")
+def shared_database(server: Server, template: str) -> Iterator[str]:
+    """The URL of one database for all tests that look at nothing but what they made."""
+    with asyncio.Runner() as runner:
+        creation = server.new_database(template)
+        yield with_database(server.url, runner.run(creation.__aenter__()))
+        runner.run(creation.__aexit__(None, None, None))
 
 
 @pytest.fixture

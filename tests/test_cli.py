@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -76,12 +77,12 @@ def test_serve_refuses_a_database_of_ones_own_without_a_key(database: str) -> No
     assert "PILOT_WRAPPING_KEY" in refused.stderr
 
 
-def test_without_a_database_url_commands_work_on_the_embedded_one(tmp_path: Path) -> None:
-    migrated = pilot("db", "migrate", PILOT_DATA_DIR=str(tmp_path / "data"))
+def test_without_a_database_url_commands_work_on_the_embedded_one(home: Path) -> None:
+    migrated = pilot("db", "migrate", PILOT_DATA_DIR=str(home / "data"))
 
     assert migrated.returncode == 0, migrated.stderr
-    assert (tmp_path / "data" / "wrapping.key").exists()
-    assert not (tmp_path / "data" / "postgres" / "postmaster.pid").exists()
+    assert (home / "data" / "wrapping.key").exists()
+    assert not (home / "data" / "postgres" / "postmaster.pid").exists()
 
 
 def test_a_bad_setting_is_told_without_a_traceback() -> None:
@@ -96,3 +97,20 @@ def test_health_of_a_server_that_is_not_there_is_a_failure() -> None:
 
     assert probed.returncode == 1
     assert probed.stdout.startswith("UNAVAILABLE")
+
+
+def test_serve_says_that_its_address_is_taken(database: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        refused = pilot(
+            "serve",
+            DATABASE_URL=database,
+            PILOT_LISTEN_ADDRESS=address,
+            PILOT_DATABASE_POOLER="true",
+            PILOT_WRAPPING_KEY="AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+            PILOT_WRAPPING_KEY_ID="test",
+        )
+
+    assert refused.returncode == 1
+    assert f"PILOT_LISTEN_ADDRESS: {address} cannot be listened on" in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -38,7 +38,7 @@ def test_every_variable_is_read() -> None:
             "PILOT_DRAIN_SECONDS": "3",
             "PILOT_LANES": "4",
             "PILOT_LANE_BATCH_LIMIT": "50",
-            "PILOT_LANE_QUEUE_LIMIT": "60",
+            "PILOT_LANE_QUEUE_LIMIT": "6000",
             "PILOT_LISTEN_ADDRESS": "[::]:443",
             "PILOT_LOG_FORMAT": "JSON",
             "PILOT_LOG_LEVEL": "warning",
@@ -93,7 +93,7 @@ def test_a_bad_value_is_refused_by_name(name: str, value: str) -> None:
         {"PILOT_WRAPPING_KEY": KEY},
         {"PILOT_WRAPPING_KEY_ID": "2026-11"},
         {"PILOT_WRAPPING_KEY": KEY, "PILOT_WRAPPING_KEY_ID": "development"},
-        {"PILOT_LANE_BATCH_LIMIT": "20000"},
+        {"PILOT_LANE_QUEUE_LIMIT": "1999"},
         {"PILOT_SOLANA_CLUSTER": "mainnet"},
     ],
 )

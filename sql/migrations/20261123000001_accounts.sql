@@ -30,6 +30,9 @@ CREATE TABLE sessions (
 -- Serves ListSessions, and the cascade from users.
 CREATE INDEX sessions_user_id_idx ON sessions (user_id, created_at);
 
+-- Serves the removal of sessions that have expired.
+CREATE INDEX sessions_expires_at_idx ON sessions (expires_at);
+
 -- A credential for programs. `key_hash` is the SHA-256 of the key, `key_prefix` its
 -- first 8 characters, for display. `request_count` and `last_used_at` are written
 -- from memory about once a second.

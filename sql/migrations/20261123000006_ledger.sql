@@ -72,8 +72,11 @@ WHERE refunded_event_id IS NOT NULL;
 CREATE INDEX events_pending_idx ON events (vault_id, agent_id)
 WHERE status = 'pending';
 
--- Serves the holds that are overdue; there are few, because the sweeper settles them.
+-- Serve the sweeper, which looks for vaults with overdue holds, and a batch, which
+-- settles those of its vaults.
 CREATE INDEX events_open_holds_idx ON events (expires_at)
+WHERE status = 'pending' AND expires_at IS NOT NULL;
+CREATE INDEX events_open_holds_of_vault_idx ON events (vault_id, expires_at)
 WHERE status = 'pending' AND expires_at IS NOT NULL;
 
 -- One row a change: the n-th thing that happened to a vault, the event as it was then,

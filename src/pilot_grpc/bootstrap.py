@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Final
 
+from pilot_grpc import errors
 from pilot_grpc.db.clock import Clock, read_clock
 from pilot_grpc.db.connection import Database, open_database
 from pilot_grpc.rpc.accounts import AccountServicer
@@ -27,9 +29,24 @@ from pilot_grpc.services.lanes import CONNECTIONS_PER_LANE, Lanes
 from pilot_grpc.services.ledger import Ledger
 from pilot_grpc.services.projects import Projects
 from pilot_grpc.services.recount import Auditor
+from pilot_grpc.services.turns import Turns
 from pilot_grpc.services.vaults import Vaults
 from pilot_grpc.settings import Settings
 from pilot_grpc.solana.custody import Custody
+
+DOOR_CONNECTIONS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Databases:
+    """The same database three times, so that nobody takes the connections of another.
+
+    `money` is for the lanes alone, `door` for credentials and health, `reads` for all else.
+    """
+
+    reads: Database
+    money: Database
+    door: Database
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +54,7 @@ class App:
     """Everything that serves."""
 
     database: Database
+    door: Database
     lanes: Lanes
     credentials: Credentials
     expiry: Expiry
@@ -49,31 +67,30 @@ class App:
     auditor: Auditor
 
 
-def build(
-    settings: Settings, database: Database, money: Database, clock: Clock = read_clock
-) -> App:
-    """Build the services; `money` is the database of the lanes alone.
-
-    So whatever else asks the database much does not take the connections of spends.
-    """
+def build(settings: Settings, databases: Databases, clock: Clock = read_clock) -> App:
+    """Build the services."""
+    database = databases.reads
     new_id = IdSource()
-    books = Books(clock, new_id, settings.open_holds_limit)
+    books = Books(clock, new_id, settings.open_holds_limit, settings.allow_credits)
+    declines = Declines(settings.declines_per_minute)
     lanes = Lanes(
-        money,
+        databases.money,
         books,
+        declines,
         count=settings.lanes,
         batch_max=settings.lane_batch_limit,
         queue_max=settings.lane_queue_limit,
     )
     homes = Homes(database)
+    turns = Turns()
     if settings.wrapping_key is None:
         raise ValueError("vaults cannot be made without a wrapping key")
     custody = Custody(settings.wrapping_key.id, settings.wrapping_key.secret)
-    declines = Declines(settings.declines_per_minute)
     return App(
         database=database,
+        door=databases.door,
         lanes=lanes,
-        credentials=Credentials(database),
+        credentials=Credentials(databases.door),
         expiry=Expiry(database, lanes),
         accounts=Accounts(
             database, Passwords(), new_id, settings.sign_up_enabled, settings.session_lifetime
@@ -82,8 +99,8 @@ def build(
         vaults=Vaults(database),
         agents=Agents(database, books, new_id),
         budgets=Budgets(database, clock, homes, new_id),
-        ledger=Ledger(database, lanes, homes, declines, settings.allow_credits),
-        auditor=Auditor(database),
+        ledger=Ledger(database, lanes, homes, declines, turns),
+        auditor=Auditor(database, turns),
     )
 
 
@@ -92,14 +109,14 @@ async def running(
     settings: Settings, clock: Clock = read_clock, *, duties: bool = True
 ) -> AsyncIterator[App]:
     """Build on the configured database, and do the background duties while the block runs."""
-    url = settings.database_url or ""
-    database = await open_database(
-        url, pooler=settings.database_pooler, size=settings.database_pool_size
+    url, pooler = settings.database_url or "", settings.database_pooler
+    money_size = settings.lanes * CONNECTIONS_PER_LANE
+    databases = Databases(
+        reads=await open_database(url, pooler=pooler, size=settings.database_pool_size),
+        money=await open_database(url, pooler=pooler, size=money_size),
+        door=await open_database(url, pooler=pooler, size=DOOR_CONNECTIONS),
     )
-    money = await open_database(
-        url, pooler=settings.database_pooler, size=settings.lanes * CONNECTIONS_PER_LANE
-    )
-    app = build(settings, database, money, clock)
+    app = build(settings, databases, clock)
     app.lanes.start()
     tasks = []
     if duties:
@@ -115,9 +132,10 @@ async def running(
             task.cancel()
         await app.lanes.close()
         if duties:
-            await app.credentials.write_uses()
-        await money.close()
-        await database.close()
+            with suppress(errors.DatabaseUnavailable, errors.Overloaded):
+                await app.credentials.write_uses()
+        for database in (databases.money, databases.door, databases.reads):
+            await database.close()
 
 
 def build_server(settings: Settings, app: App) -> Server:
@@ -131,7 +149,7 @@ def build_server(settings: Settings, app: App) -> Server:
         BudgetServicer(app.budgets),
         LedgerServicer(app.ledger, app.auditor),
     )
-    return Server(settings, app.database, calls, servicers)
+    return Server(settings, app.door, calls, servicers)
 
 
 async def serve(settings: Settings, *, ready: Callable[[str], None]) -> None:

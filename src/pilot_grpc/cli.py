@@ -23,12 +23,12 @@ EXPECTED_ERRORS = (
 NEXT_STEPS = """
 Pilot serves on {address}, with an embedded PostgreSQL in {data_dir}.
 
-Sign in as the demo user (another terminal; grpcurl is at https://github.com/fullstorydev/grpcurl):
+In another terminal, sign in as the demo user (grpcurl: https://github.com/fullstorydev/grpcurl):
 
   grpcurl -plaintext -d '{{"email": "demo@pilot.app", "password": "password123"}}' \\
     {address} pilot.v1.AccountService/SignIn
 
-The README goes on from there. Ctrl-C stops.
+README.md begins with the same command and goes on until a spend is declined. Ctrl-C stops.
 """
 
 

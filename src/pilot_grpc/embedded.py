@@ -167,6 +167,8 @@ class _Cluster:
 
     def stop(self) -> None:
         self._run("pg_ctl", "stop", "--wait", "--silent", "--mode=fast")
+        if self.sockets != self.data:
+            self.sockets.rmdir()
 
     def _initialise(self) -> None:
         """Make the data beside its place and move it there whole: a crash leaves nothing half."""

@@ -168,7 +168,7 @@ class QuotaExceeded(PilotError):
 
 class Overloaded(PilotError):
     reason = "OVERLOADED"
-    message = "The server has too much to do; nothing happened."
+    message = "The server has too much to do; this attempt did nothing."
 
 
 class DeadlineExceeded(PilotError):

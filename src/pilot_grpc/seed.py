@@ -50,6 +50,7 @@ PAINTER: Final = AgentId("cdemopainter0000000000000")
 NEWCOMER: Final = AgentId("cdemonewcomer000000000000")
 
 USDC: Final = 1_000_000
+CENT: Final = USDC // 100
 DAYS: Final = 21
 FUNDED_AGAIN_ON: Final = 10
 REFUNDED_ON: Final = 12
@@ -63,12 +64,14 @@ MODELS: Final = {
 
 
 async def seed(database: Database, settings: Settings) -> None:
-    """Add the demo user and all that is theirs, in one transaction."""
+    """Add the demo user and all that is theirs, in one transaction; once is enough."""
     if settings.wrapping_key is None:
         raise ValueError("a vault cannot be made without a wrapping key")
     custody = Custody(settings.wrapping_key.id, settings.wrapping_key.secret)
     password_hash = await Passwords().hash(PASSWORD)
     async with database.transaction() as conn:
+        if await accounts_db.select_user_by_email(conn, EMAIL) is not None:
+            return
         midnight = (await read_clock(conn)).astimezone(UTC).replace(hour=0, minute=0, second=0)
         start = midnight.replace(microsecond=0) - timedelta(days=DAYS)
         await accounts_db.insert_user(conn, USER, EMAIL, password_hash, "Demo", None)
@@ -76,16 +79,14 @@ async def seed(database: Database, settings: Settings) -> None:
             conn, PROJECT, "Demo project", "What the README walks through.", USER
         )
         await insert_sealed_vault(conn, custody.create(VAULT), PROJECT)
-        await seed_db.move_back(conn, PROJECT, start)
-        for agent_id in (*MODELS, NEWCOMER):
+        for agent_id in MODELS:
             await _add_agent(conn, agent_id, start)
+        await seed_db.move_back(conn, PROJECT, start)
+        await agents_db.insert_agent(conn, NEWCOMER, PROJECT, "Newcomer", None, None, None)
         await _History(conn, start, settings.open_holds_limit).write()
 
 
 async def _add_agent(conn: Connection, agent_id: AgentId, start: datetime) -> None:
-    if agent_id == NEWCOMER:
-        await agents_db.insert_agent(conn, agent_id, PROJECT, "Newcomer", None, None, None)
-        return
     name, provider, model, _, per_tx, daily, monthly = MODELS[agent_id]
     await agents_db.insert_agent(conn, agent_id, PROJECT, name, provider, model, None)
     # The secret is thrown away: whoever wants to be this agent issues a new key.
@@ -139,14 +140,17 @@ class _History:
         if day % 5 == 0:
             await self._decide(ReleaseSpend(self._request(SUPPORT), VAULT, hold.id))
             return
-        used = self._chance.randrange(100_000, USDC)
+        used = self._chance.randrange(10, 100) * CENT
         spend = await self._decide(CaptureSpend(self._request(SUPPORT), VAULT, hold.id, used))
         if day == REFUNDED_ON:
-            await self._decide(Refund(self._request(VAULT), VAULT, spend.id, spend.amount // -2))
+            await self._decide(
+                Refund(self._request(VAULT), VAULT, spend.id, used // CENT // 2 * CENT)
+            )
 
     def _spend(self, agent_id: AgentId) -> Spend:
         tokens = self._chance.randrange(500, 60_000)
-        amount = tokens * self._chance.choice([5, 15, 30])
+        # Full cents, so that the figures of the demo can be read.
+        amount = max(tokens * self._chance.choice([5, 15, 30]) // CENT, 1) * CENT
         if self._chance.random() < SPLURGES:
             amount += 12 * USDC
         metadata = f'{{"tokens": {tokens}, "purpose": "demo"}}'

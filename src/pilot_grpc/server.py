@@ -28,7 +28,7 @@ from pilot_grpc.gen.pilot.v1 import (
     vaults_pb2_grpc,
 )
 from pilot_grpc.rpc.calls import Calls
-from pilot_grpc.settings import Settings
+from pilot_grpc.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -82,12 +82,16 @@ class Server:
         await self.serve(stopping, ready)
 
     async def serve(self, stopping: asyncio.Event, ready: Callable[[str], None]) -> None:
-        """Serve until `stopping` is set, then drain. `ready` is told the address."""
+        """Serve until `stopping` is set, then drain. `ready` is told the address.
+
+        Raises SettingsError when the address or the certificate cannot be used.
+        """
         server = grpc.aio.server(interceptors=(self.calls,), options=OPTIONS)
         health_servicer = health.aio.HealthServicer()
         self._add_services(server, health_servicer)
         address = self._bind(server)
         await server.start()
+        log.info("listening on %s", address)
         watching = asyncio.create_task(self._watch_health(health_servicer))
         ready(address)
         await stopping.wait()
@@ -109,10 +113,16 @@ class Server:
     def _bind(self, server: Any) -> str:
         host, _, _ = self.settings.listen_address.rpartition(":")
         credentials = _tls(self.settings)
-        if credentials is None:
-            port = server.add_insecure_port(self.settings.listen_address)
-        else:
-            port = server.add_secure_port(self.settings.listen_address, credentials)
+        try:
+            if credentials is None:
+                port = server.add_insecure_port(self.settings.listen_address)
+            else:
+                port = server.add_secure_port(self.settings.listen_address, credentials)
+        except RuntimeError:
+            raise SettingsError(
+                f"PILOT_LISTEN_ADDRESS: {self.settings.listen_address} cannot be listened on; "
+                "another process has it, or the certificate of this one cannot be used"
+            ) from None
         return f"{host}:{port}"
 
     async def _watch_health(self, servicer: Any) -> None:
@@ -136,17 +146,19 @@ class Server:
         try:
             async with self.database.transaction():
                 return True
-        except errors.DatabaseUnavailable:
+        except (errors.DatabaseUnavailable, errors.Overloaded):
             return False
 
 
 def _tls(settings: Settings) -> Any:
     if settings.tls_certificate_file is None or settings.tls_key_file is None:
         return None
-    pair = (settings.tls_key_file.read_bytes(), settings.tls_certificate_file.read_bytes())
     client_ca = settings.tls_client_ca_file
+    try:
+        pair = (settings.tls_key_file.read_bytes(), settings.tls_certificate_file.read_bytes())
+        authorities = client_ca.read_bytes() if client_ca else None
+    except OSError as error:
+        raise SettingsError(f"a file that PILOT_TLS_... names cannot be read: {error}") from None
     return grpc.ssl_server_credentials(
-        [pair],
-        root_certificates=client_ca.read_bytes() if client_ca else None,
-        require_client_auth=client_ca is not None,
+        [pair], root_certificates=authorities, require_client_auth=client_ca is not None
     )

@@ -24,6 +24,9 @@ E = TypeVar("E", bound=StrEnum)
 WRAPPING_KEY_BYTES: Final = 32
 MAX_PORT: Final = 65_535
 
+# One vault may fill half of a queue, and a BatchSpend of 1,000 must fit.
+LANE_QUEUE_MIN: Final = 2_000
+
 # The id of the wrapping key that Pilot makes for itself next to the embedded database. It is
 # stored with every vault that it sealed, so that such a vault is recognised for ever.
 DEVELOPMENT_KEY_ID: Final = "development"
@@ -85,7 +88,7 @@ class Settings:
     # its host contains "-pooler", as Neon's do.
     database_pooler: bool = False
     # PILOT_DATABASE_POOL_SIZE: the most connections that this process opens for requests. Each
-    # lane has up to three more.
+    # lane has up to three more, and credentials and health have two.
     database_pool_size: int = 10
 
     # PILOT_LANES: how many batches of spends this process decides at the same time. One a core
@@ -95,7 +98,7 @@ class Settings:
     lane_batch_limit: int = 1_000
     # PILOT_LANE_QUEUE_LIMIT: the most spends that may wait for one lane; more are refused with
     # RESOURCE_EXHAUSTED.
-    lane_queue_limit: int = 10_000
+    lane_queue_limit: int = 20_000
 
     # PILOT_DATA_DIR: the embedded database and the development wrapping key live here.
     data_dir: Path = Path(".pilot")
@@ -110,7 +113,7 @@ class Settings:
     # PILOT_OPEN_HOLDS_LIMIT: the most holds that one agent may have open.
     open_holds_limit: int = 1_000
     # PILOT_DECLINES_PER_MINUTE: an agent that is declined more often is answered
-    # RESOURCE_EXHAUSTED until a minute has passed.
+    # RESOURCE_EXHAUSTED until a minute has passed. Each process counts for itself.
     declines_per_minute: int = 120
 
     # PILOT_SOLANA_CLUSTER: embedded, localnet, devnet or mainnet.
@@ -225,8 +228,8 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append("PILOT_TLS_CERTIFICATE_FILE and PILOT_TLS_KEY_FILE must be set together")
     if settings.tls_client_ca_file and not settings.tls_certificate_file:
         problems.append("PILOT_TLS_CLIENT_CA_FILE needs PILOT_TLS_CERTIFICATE_FILE")
-    if settings.lane_batch_limit > settings.lane_queue_limit:
-        problems.append("PILOT_LANE_BATCH_LIMIT must not be above PILOT_LANE_QUEUE_LIMIT")
+    if settings.lane_queue_limit < LANE_QUEUE_MIN:
+        problems.append(f"PILOT_LANE_QUEUE_LIMIT must be at least {LANE_QUEUE_MIN}")
     if settings.uses_embedded_database and settings.solana_cluster is SolanaCluster.MAINNET:
         problems.append("PILOT_SOLANA_CLUSTER=mainnet needs DATABASE_URL and PILOT_WRAPPING_KEY")
     return problems
@@ -295,7 +298,7 @@ class _Reader:
             return parse(text)
         except database_url.DatabaseUrlError as error:
             self.problems.append(f"{name}: {error}")
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, OverflowError):
             self.problems.append(f"{name} {rule}")
         return default
 

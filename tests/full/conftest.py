@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Server
+from tests.conftest import Server, server_home
 from tests.full import servers
 
 ROOT = Path(__file__).parents[2]
@@ -35,14 +35,17 @@ def go_plugins() -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def postgres_15(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def postgres_15() -> Iterator[Server]:
     """The oldest PostgreSQL that Pilot supports."""
-    with servers.postgres_15(tmp_path_factory.mktemp("postgres15")) as url:
+    with server_home() as directory, servers.postgres_15(Path(directory)) as url:
         yield Server(url, url)
 
 
 @pytest.fixture(scope="session")
-def pgbouncer(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def pgbouncer(server: Server) -> Iterator[Server]:
     """A transaction-mode pooler in front of this run's server, for every database on it."""
-    with servers.pgbouncer(tmp_path_factory.mktemp("pgbouncer"), server.direct_url) as url:
+    with (
+        server_home() as directory,
+        servers.pgbouncer(Path(directory), server.direct_url) as url,
+    ):
         yield Server(url, server.direct_url)

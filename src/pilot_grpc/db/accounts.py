@@ -70,7 +70,7 @@ DELETE FROM sign_in_attempts
 
 DELETE_OLD_SIGN_IN_ATTEMPTS: Final = """
 DELETE FROM sign_in_attempts
- WHERE window_started_at < clock_timestamp() - $1::interval
+ WHERE window_started_at < (SELECT clock_timestamp()) - $1::interval
 """
 
 INSERT_SESSION: Final = """
@@ -111,7 +111,7 @@ DELETE FROM sessions
 
 DELETE_EXPIRED_SESSIONS: Final = """
 DELETE FROM sessions
- WHERE expires_at < clock_timestamp() - interval '1 day'
+ WHERE expires_at < (SELECT clock_timestamp()) - interval '1 day'
 """
 
 INSERT_API_KEY: Final = """
@@ -215,7 +215,7 @@ UPDATE requests
 
 DELETE_OLD_REQUESTS: Final = """
 DELETE FROM requests
- WHERE created_at < clock_timestamp() - $1::interval
+ WHERE created_at < (SELECT clock_timestamp()) - $1::interval
 """
 
 _SELECT_CALLER: Final = {
@@ -376,10 +376,10 @@ async def insert_request(
 
 async def select_request(
     conn: Connection, user_id: UserId, request_id: str
-) -> tuple[str, str, str]:
+) -> tuple[str, str, str] | None:
     """Read the rpc, the fingerprint and the answer (JSON text) of a request_id."""
-    ((rpc, fingerprint, answer),) = await conn.fetch(SELECT_REQUEST, user_id, request_id)
-    return rpc, fingerprint, answer
+    row = await conn.fetchrow(SELECT_REQUEST, user_id, request_id)
+    return None if row is None else (row["rpc"], row["fingerprint"], row["answer"])
 
 
 async def update_request(conn: Connection, user_id: UserId, request_id: str, answer: str) -> None:

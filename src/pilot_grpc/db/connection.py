@@ -40,6 +40,8 @@ SET LOCAL statement_timeout = '8s';
 SET LOCAL idle_in_transaction_session_timeout = '15s';
 """
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;" + _SET_LOCAL
+# For whoever has others to serve and will try again.
+BEGIN_BRIEF: Final = BEGIN + "SET LOCAL lock_timeout = '100ms';"
 BEGIN_SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;" + _SET_LOCAL
 
 # A foreign key is checked, and cascades, by a query for each row. Making its plan anew
@@ -51,10 +53,17 @@ SET LOCAL plan_cache_mode = auto;
 SET LOCAL enable_seqscan = off;
 """
 
-# SQLSTATE classes and codes after which the database, not the statement, is at fault:
-# connection, resources, operator, and a standby that does not take writes; then the
-# ways in which transactions get into each other's way.
-_AWAY: Final = ("08", "53", "57P", "25006", "25P03", "57014", "40001", "40P01", "55P03")
+# SQLSTATE classes and codes after which nobody knows whether a commit arrived: the
+# connection, the operator, a standby that does not take writes, a time-out in between.
+_AWAY: Final = ("08", "53", "57P", "25006", "25P03")
+# Those after which nothing happened: statements that took too long, and transactions
+# that got into each other's way.
+_LOCK_NOT_AVAILABLE: Final = "55P03"
+_NOTHING_HAPPENED: Final = ("57014", "40001", "40P01", _LOCK_NOT_AVAILABLE)
+
+
+class Locked(Exception):
+    """Somebody else has the lock; nothing happened. Only BEGIN_BRIEF leads here."""
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc, type-arg, unused-ignore]
@@ -77,25 +86,54 @@ class Database:
     async def transaction(self, begin: str = BEGIN) -> AsyncIterator[Connection]:
         """Run the block in a transaction; commit at its end, roll back on an exception.
 
-        Raises DatabaseUnavailable for everything that is not the statement's fault; the
-        idle connections are then replaced, because they may have died with this one.
+        Raises DatabaseUnavailable when the database is away and the outcome is unknown;
+        Overloaded when nothing happened, because no connection was free, a lock was not
+        to be had, or a statement took too long; Locked instead, when `begin` is
+        BEGIN_BRIEF and the lock was not to be had.
         """
+        connection = await self._begin(begin)
         try:
-            connection = await self.pool.acquire(timeout=ACQUIRE_SECONDS_MAX)
-            try:
-                await connection.execute(begin)
-                yield connection
-                await connection.execute("COMMIT")
-            finally:
-                await self._give_back(connection)
+            yield connection
+            # A transaction that failed unnoticed answers COMMIT with a rollback.
+            if await connection.execute("COMMIT") != "COMMIT":
+                raise RuntimeError("the transaction was rolled back instead of committed")
         except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
             await self.pool.expire_connections()
             raise errors.DatabaseUnavailable(retry_after=RETRY_SECONDS) from error
         except asyncpg.PostgresError as error:
-            if _is_away(error):
+            state = error.sqlstate or ""
+            if state == _LOCK_NOT_AVAILABLE and begin is BEGIN_BRIEF:
+                raise Locked from error
+            if state.startswith(_NOTHING_HAPPENED):
+                raise errors.Overloaded(retry_after=RETRY_SECONDS) from error
+            if state.startswith(_AWAY):
                 await self.pool.expire_connections()
                 raise errors.DatabaseUnavailable(retry_after=RETRY_SECONDS) from error
             raise
+        finally:
+            await self._give_back(connection)
+
+    async def _begin(self, begin: str) -> PoolConnectionProxy[Any]:
+        """Get a connection with a transaction; whatever fails here is the database's fault."""
+        connection = None
+        try:
+            connection = await self.pool.acquire(timeout=ACQUIRE_SECONDS_MAX)
+            await connection.execute(begin)
+        except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError) as error:
+            if connection is not None:
+                await self._give_back(connection)
+            elif isinstance(error, TimeoutError) and self._is_exhausted():
+                raise errors.Overloaded(retry_after=RETRY_SECONDS) from error
+            await self.pool.expire_connections()
+            raise errors.DatabaseUnavailable(retry_after=RETRY_SECONDS) from error
+        except BaseException:
+            if connection is not None:
+                await self._give_back(connection)
+            raise
+        return connection
+
+    def _is_exhausted(self) -> bool:
+        return not self.pool.get_idle_size() and self.pool.get_size() >= self.pool.get_max_size()
 
     def snapshot(self) -> AbstractAsyncContextManager[Connection]:
         """Like `transaction`, read-only, and every statement sees the same moment."""
@@ -140,8 +178,3 @@ async def plan_foreign_keys_once(conn: Connection) -> None:
 def violates(error: asyncpg.PostgresError, constraint: str) -> bool:
     """Say whether a statement failed on this constraint, or unique index."""
     return getattr(error, "constraint_name", None) == constraint
-
-
-def _is_away(error: asyncpg.PostgresError) -> bool:
-    state = error.sqlstate or ""
-    return state.startswith(_AWAY)

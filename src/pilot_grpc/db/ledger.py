@@ -19,6 +19,7 @@ from pilot_grpc.domain.ledger import (
     EventStatus,
     EventType,
     FailureReason,
+    SpendGroup,
     SpendSummary,
     decode_decline,
     encode_decline,
@@ -71,15 +72,25 @@ SELECT id, vault_id, agent_id, type, kind, status, amount, authorized_amount, ex
  WHERE id = ANY ($1::text[])
 """
 
+# The same number of each vault, those that wait longest first.
 SELECT_OVERDUE_HOLDS: Final = """
-SELECT id, vault_id, agent_id, type, kind, status, amount, authorized_amount, expires_at,
-       failure_reason, decline, tx_hash, metadata, provider, model, refunded_event_id,
-       created_at, updated_at, revision
-  FROM events
- WHERE status = 'pending'
-   AND expires_at <= $2::timestamptz
-   AND vault_id = ANY ($1::text[])
- ORDER BY expires_at, id
+SELECT events.id, events.vault_id, events.agent_id, events.type, events.kind,
+       events.status, events.amount, events.authorized_amount, events.expires_at,
+       events.failure_reason, events.decline, events.tx_hash, events.metadata,
+       events.provider, events.model, events.refunded_event_id, events.created_at,
+       events.updated_at, events.revision
+  FROM unnest($1::text[]) AS asked (vault_id)
+ CROSS JOIN LATERAL (
+           SELECT holds.id
+             FROM events AS holds
+            WHERE holds.status = 'pending'
+              AND holds.vault_id = asked.vault_id
+              AND holds.expires_at <= $2::timestamptz
+            ORDER BY holds.expires_at
+            LIMIT $3::integer
+       ) AS overdue
+  JOIN events ON events.id = overdue.id
+ ORDER BY events.expires_at, events.id
 """
 
 SELECT_OPEN_HOLDS_OF_AGENT: Final = """
@@ -95,10 +106,12 @@ SELECT id, vault_id, agent_id, type, kind, status, amount, authorized_amount, ex
 """
 
 SELECT_VAULTS_WITH_OVERDUE_HOLDS: Final = """
-SELECT DISTINCT vault_id
+SELECT vault_id
   FROM events
  WHERE status = 'pending'
-   AND expires_at <= clock_timestamp()
+   AND expires_at <= (SELECT clock_timestamp())
+ GROUP BY vault_id
+ ORDER BY min(expires_at)
  LIMIT $1::integer
 """
 
@@ -162,31 +175,40 @@ SELECT events.id, events.vault_id, events.agent_id, events.type, events.kind,
  LIMIT $11::integer
 """
 
-# A dimension that was not asked for is one group. Groups are ordered by their
-# dimensions, and null, which sorts last, stands for what the spends lack.
+# A dimension that was not asked for, or that the spends lack, is the empty text here,
+# so that groups have an order, and a page a place in it.
 SUMMARIZE_SPEND: Final = """
-SELECT CASE WHEN 'day' = ANY ($5::text[])
-            THEN to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD') END AS day,
-       CASE WHEN 'agent' = ANY ($5::text[]) THEN agent_id END AS agent_id,
-       CASE WHEN 'provider' = ANY ($5::text[]) THEN provider END AS provider,
-       CASE WHEN 'model' = ANY ($5::text[]) THEN model END AS model,
+WITH spends AS (
+    SELECT CASE WHEN 'day' = ANY ($5::text[])
+                THEN to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD') ELSE '' END AS day,
+           CASE WHEN 'agent' = ANY ($5::text[]) THEN coalesce(agent_id, '') ELSE '' END
+               AS agent_id,
+           CASE WHEN 'provider' = ANY ($5::text[]) THEN coalesce(provider, '') ELSE '' END
+               AS provider,
+           CASE WHEN 'model' = ANY ($5::text[]) THEN coalesce(model, '') ELSE '' END AS model,
+           amount, status, decline
+      FROM events
+     WHERE vault_id = $1::text
+       AND type = 'spend'
+       AND ($2::text IS NULL OR agent_id = $2::text)
+       AND created_at >= $3::timestamptz
+       AND created_at < $4::timestamptz
+)
+SELECT day, agent_id, provider, model,
        coalesce(sum(-amount) FILTER (WHERE status = 'confirmed'), 0)::bigint
            AS confirmed_amount,
        coalesce(sum(-amount) FILTER (WHERE status = 'pending'), 0)::bigint
            AS pending_amount,
        count(*) FILTER (WHERE status = 'confirmed') AS confirmed_count,
        count(*) FILTER (WHERE status = 'pending') AS pending_count,
-       count(*) FILTER (WHERE status = 'failed') AS failed_count
-  FROM events
- WHERE vault_id = $1::text
-   AND type = 'spend'
-   AND ($2::text IS NULL OR agent_id = $2::text)
-   AND created_at >= $3::timestamptz
-   AND created_at < $4::timestamptz
- GROUP BY 1, 2, 3, 4
- ORDER BY 1, 2, 3, 4
-OFFSET $6::integer
- LIMIT $7::integer
+       count(*) FILTER (WHERE status = 'failed' AND decline IS NULL) AS failed_count,
+       count(*) FILTER (WHERE decline IS NOT NULL) AS declined_count
+  FROM spends
+ WHERE $6::text IS NULL
+    OR (day, agent_id, provider, model) > ($6::text, $7::text, $8::text, $9::text)
+ GROUP BY day, agent_id, provider, model
+ ORDER BY day, agent_id, provider, model
+ LIMIT $10::integer
 """
 
 
@@ -265,10 +287,10 @@ async def select_events_by_id(conn: Connection, ids: Collection[EventId]) -> dic
 
 
 async def select_overdue_holds(
-    conn: Connection, vault_ids: Collection[VaultId], now: datetime
+    conn: Connection, vault_ids: Collection[VaultId], now: datetime, limit: int
 ) -> list[Event]:
-    """Read the holds that are overdue in locked vaults. The cap on open holds bounds them."""
-    rows = await conn.fetch(SELECT_OVERDUE_HOLDS, list(vault_ids), now)
+    """Read up to `limit` holds of each vault that are overdue."""
+    rows = await conn.fetch(SELECT_OVERDUE_HOLDS, list(vault_ids), now, limit)
     return [event_of(row) for row in rows]
 
 
@@ -323,11 +345,23 @@ async def summarize_spend(
     agent_id: AgentId | None,
     period: tuple[datetime, datetime],
     group_by: Collection[str],
-    page: tuple[int, int],
+    after: SpendGroup | None,
+    limit: int,
 ) -> list[SpendSummary]:
-    """Sum a vault's spends by dimensions out of day, agent, provider and model."""
-    rows = await conn.fetch(SUMMARIZE_SPEND, vault_id, agent_id, *period, list(group_by), *page)
-    return [SpendSummary(*row) for row in rows]
+    """Sum a vault's spends by dimensions out of day, agent, provider and model.
+
+    Groups are ordered by these four, after a place in that order.
+    """
+    rows = await conn.fetch(
+        SUMMARIZE_SPEND,
+        vault_id,
+        agent_id,
+        *period,
+        list(group_by),
+        *(after or (None,) * 4),
+        limit,
+    )
+    return [SpendSummary(SpendGroup(*row[:4]), *row[4:]) for row in rows]
 
 
 def event_of(row: Record) -> Event:

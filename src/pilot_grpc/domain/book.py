@@ -7,6 +7,7 @@ written back in the same transaction. A command that is refused leaves it as it 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Final
 
 from pilot_grpc import errors
 from pilot_grpc.domain import ledger
@@ -14,6 +15,7 @@ from pilot_grpc.domain.ids import AgentId, EventId, VaultId
 from pilot_grpc.domain.ledger import (
     Change,
     Command,
+    DeclineRoom,
     Event,
     EventKind,
     EventStatus,
@@ -23,6 +25,8 @@ from pilot_grpc.domain.ledger import (
 )
 from pilot_grpc.domain.requests import Request
 from pilot_grpc.domain.vaults import BALANCE_MAX, Vault
+
+OVERDUE_RETRY_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,9 @@ class Book:
     `events` are those that the commands name, `refunded` what was given back of each
     before, `tx_hashes` the events of the signatures that the commands name, `answers`
     those of the requests that were answered before. `clock` is the database's time,
-    read after the locks. All are complete for the commands of the batch.
+    read after the locks. All are complete for the commands of the batch. In the vaults
+    of `more_overdue` more holds are overdue than one batch settles, and `decline_rooms`
+    says how often an agent may still be declined; an agent that is missing, always.
     """
 
     clock: datetime
@@ -48,6 +54,9 @@ class Book:
     spenders: dict[AgentId, Spender]
     new_event_id: Callable[[], EventId]
     open_holds_max: int
+    allow_credits: bool = True
+    more_overdue: set[VaultId] = field(default_factory=set)
+    decline_rooms: dict[AgentId, DeclineRoom] = field(default_factory=dict)
     events: dict[EventId, Event] = field(default_factory=dict)
     refunded: dict[EventId, int] = field(default_factory=dict)
     tx_hashes: dict[tuple[VaultId, EventType, str], EventId] = field(default_factory=dict)
@@ -57,16 +66,18 @@ class Book:
     changed: dict[EventId, Event] = field(default_factory=dict, init=False)
     changes: list[Change] = field(default_factory=list, init=False)
     new_answers: list[Answer] = field(default_factory=list, init=False)
+    _may_refuse_decline: bool = field(default=False, init=False)
 
     def now(self, vault: Vault) -> datetime:
-        """Return the time of a decision: a vault's time never runs backwards."""
-        return max(self.clock, vault.last_change_at)
+        """Return the time of a decision in this batch."""
+        return vault.time(self.clock)
 
     def answer_all(self, commands: Sequence[Command]) -> list[Event]:
         """Decide commands in order, all of them or, when one is refused, none."""
-        if len(commands) > 1:
-            for command in commands:
-                self._must_be_answerable(command)
+        if len(commands) == 1:
+            return [self.answer(commands[0], may_refuse_decline=True)]
+        for command in commands:
+            self._must_be_answerable(command)
         return [self.answer(command) for command in commands]
 
     def _must_be_answerable(self, command: Command) -> None:
@@ -76,27 +87,29 @@ class Book:
         if before is not None:
             before.request.must_equal(request.rpc, request.fingerprint)
         elif isinstance(command, ledger.Spend):
-            self._spender(command.agent_id)
+            self._must_be_declinable(self._spender(command.agent_id))
         else:
             raise TypeError(f"{type(command).__name__} in a batch")
 
-    def answer(self, command: Command) -> Event:
-        """Decide a command, or give the first answer again; raise PilotError to refuse."""
+    def answer(self, command: Command, *, may_refuse_decline: bool = False) -> Event:
+        """Decide a command, or give the first answer again; raise PilotError to refuse.
+
+        A decline that must not be recorded now can be refused, too.
+        """
         request = command.request
         key = request.scope_id, request.request_id
         before = self.answers.get(key)
         if before is not None:
             before.request.must_equal(request.rpc, request.fingerprint)
             return before.event
+        self._may_refuse_decline = may_refuse_decline
         event = self._decide(command)
         self.answers[key] = answer = Answer(request, event)
         self.new_answers.append(answer)
         return event
 
     def _decide(self, command: Command) -> Event:
-        vault = self.vaults.get(command.vault_id)
-        if vault is None:
-            raise errors.NotFound(resource="vault", id=command.vault_id)
+        vault = self._vault(command)
         match command:
             case ledger.Spend():
                 return self._spend(vault, command)
@@ -116,6 +129,14 @@ class Book:
             case ledger.FailFunding():
                 credit = self._pending_credit(command.event_id)
                 return self._fail(vault, credit, FailureReason.FUNDING_FAILED)
+
+    def _vault(self, command: Command) -> Vault:
+        vault = self.vaults.get(command.vault_id)
+        if vault is not None:
+            return vault
+        if isinstance(command, ledger.Spend | ledger.AuthorizeSpend):
+            raise errors.NotFound(resource="agent", id=command.agent_id)
+        raise errors.NotFound(resource="vault", id=command.vault_id)
 
     def expire(self, overdue: Iterable[Event]) -> None:
         """Settle holds that are overdue, before anything is decided."""
@@ -158,7 +179,17 @@ class Book:
         reason = ledger.decline_reason(spender, vault.balance, amount)
         if reason is None:
             return None
+        if self._may_refuse_decline:
+            self._must_be_declinable(spender)
         return ledger.figures_behind(reason, spender, vault.balance, vault.held)
+
+    def _must_be_declinable(self, spender: Spender) -> None:
+        """Raise unless a decline of an agent would be right, and may be recorded."""
+        if spender.vault_id in self.more_overdue:
+            raise errors.Overloaded(retry_after=OVERDUE_RETRY_SECONDS)
+        room = self.decline_rooms.get(spender.agent_id)
+        if room is not None and room.left <= 0:
+            raise errors.DeclinesLimited(limit=room.limit, retry_after=room.seconds)
 
     def _spent(
         self,
@@ -200,11 +231,11 @@ class Book:
     def _open_hold(self, vault: Vault, event_id: EventId) -> Event:
         event = self._event(event_id)
         if event.failure_reason is FailureReason.EXPIRED:
-            raise errors.HoldExpired(expire_time=event.expires_at)
+            raise errors.HoldExpired(expire_time=_text(event.expires_at))
         if not event.is_open_hold or event.expires_at is None:
             raise errors.HoldNotOpen(status=event.status)
         if event.expires_at <= self.now(vault):
-            raise errors.HoldExpired(expire_time=event.expires_at)
+            raise errors.HoldExpired(expire_time=_text(event.expires_at))
         return event
 
     def _event(self, event_id: EventId) -> Event:
@@ -231,6 +262,8 @@ class Book:
         if status is EventStatus.CONFIRMED:
             _must_fit(vault, command.amount)
         event = self._funding(vault, command, EventKind.CREDIT, status)
+        if not self.allow_credits:
+            raise errors.CreditsDisabled
         if command.tx_hash is not None:
             key = vault.id, EventType.FUNDING, command.tx_hash
             if key in self.tx_hashes:
@@ -294,6 +327,8 @@ class Book:
         vault.revision += 1
         vault.last_change_at = now
         event = after._replace(updated_at=now, revision=vault.revision)
+        if event.decline is not None and event.agent_id in self.decline_rooms:
+            self.decline_rooms[event.agent_id].left -= 1
         self._count(before, event, now)
         change = Change(
             vault_id=vault.id,
@@ -329,6 +364,11 @@ class Book:
             spender.rule.count(after.created_at, is_now.spent - was.spent, is_now.held - was.held)
 
 
+def _text(moment: datetime | None) -> str:
+    return "" if moment is None else moment.isoformat()
+
+
 def _must_fit(vault: Vault, amount: int) -> None:
-    if vault.balance + amount > BALANCE_MAX:
+    """Refuse what is too much, counting what is held: it may come back."""
+    if vault.balance + vault.held + amount > BALANCE_MAX:
         raise errors.BalanceTooLarge(balance=vault.balance, limit=BALANCE_MAX)

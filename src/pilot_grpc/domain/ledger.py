@@ -138,18 +138,25 @@ class EventFilter(NamedTuple):
     end: datetime | None = None
 
 
-class SpendSummary(NamedTuple):
-    """The sums of the spends that share their dimensions."""
+class SpendGroup(NamedTuple):
+    """The dimensions that spends share; empty where not asked for, or where they lack it."""
 
-    day: str | None
-    agent_id: AgentId | None
-    provider: str | None
-    model: str | None
+    day: str
+    agent_id: str
+    provider: str
+    model: str
+
+
+class SpendSummary(NamedTuple):
+    """The sums of the spends of a group, in minor units."""
+
+    group: SpendGroup
     confirmed_amount: int
     pending_amount: int
     confirmed_count: int
     pending_count: int
     failed_count: int
+    declined_count: int
 
 
 class Figures(NamedTuple):
@@ -257,6 +264,15 @@ def figures_behind(reason: FailureReason, spender: Spender, balance: int, held: 
     return Decline(
         reason, window.limit, window.spent, window.held, window.remaining, window.ends_at
     )
+
+
+@dataclass(slots=True)
+class DeclineRoom:
+    """How many declines of an agent may still be recorded, and for how many seconds."""
+
+    limit: int
+    left: int
+    seconds: float
 
 
 class RuleCheck(NamedTuple):

@@ -107,6 +107,11 @@ def check_vault(running: Running, vault: Vault) -> Discrepancy | None:
     for field, expected, found in pairs:
         if expected != found:
             return Discrepancy("vaults", vault.id, field, str(expected), str(found))
+    earliest, found_at = running.changed_at, vault.last_change_at
+    if earliest is not None and found_at < earliest:
+        return Discrepancy(
+            "vaults", vault.id, "last_change_at", f"at or after {earliest}", str(found_at)
+        )
     return None
 
 
@@ -125,6 +130,14 @@ def check_event(event: Event, last: Change | None, refunded: int) -> Discrepancy
             "events", event.id, "refunded", f"at most {-event.amount}", str(refunded)
         )
     return None
+
+
+def check_window(row: str, opened_at: datetime, vault: Vault) -> Discrepancy | None:
+    """Say whether a rule's windows were opened by a decision, which is never in the future."""
+    if opened_at <= vault.last_change_at:
+        return None
+    expected = f"at or before {vault.last_change_at}"
+    return Discrepancy("agent_budget_rules", row, "last_reset_at", expected, str(opened_at))
 
 
 def check_counters(

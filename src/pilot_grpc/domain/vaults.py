@@ -29,3 +29,7 @@ class Vault:
     digest: bytes
     last_change_at: datetime
     created_at: datetime
+
+    def time(self, clock: datetime) -> datetime:
+        """Return the time of a decision now: a vault's time never runs backwards."""
+        return max(clock, self.last_change_at)

@@ -63,7 +63,7 @@ ACCESS: Final = {
     "/pilot.v1.AgentService/ResumeAgent": _WRITE,
     "/pilot.v1.AgentService/DeleteAgent": _WRITE,
     "/pilot.v1.AgentService/IssueAgentKey": _WRITE_AND_EXECUTE,
-    "/pilot.v1.AgentService/RevokeAgentKey": _WRITE_AND_EXECUTE,
+    "/pilot.v1.AgentService/RevokeAgentKey": _WRITE,
     "/pilot.v1.BudgetService/SetBudgetRule": _WRITE,
     "/pilot.v1.BudgetService/GetBudgetRule": _READ_OR_AGENT,
     "/pilot.v1.BudgetService/RemoveBudgetRule": _WRITE,

@@ -44,5 +44,5 @@ class BudgetServicer(budgets_pb2_grpc.BudgetServiceServicer):
         return pb.CheckSpendResponse(
             approved=declined is None,
             decline=None if declined is None else wire.decline(declined.figures, caller),
-            rules=[wire.rule_check(rule, caller) for rule in check.rules],
+            rules=wire.rule_checks(check.rules, caller),
         )

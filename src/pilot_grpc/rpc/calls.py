@@ -12,15 +12,18 @@ from typing import Any, Final
 
 import grpc
 import protovalidate
+from google.protobuf.message import DecodeError
 
 from pilot_grpc import errors
-from pilot_grpc.rpc import auth
+from pilot_grpc.domain.accounts import Caller
+from pilot_grpc.rpc import auth, paging, wire
 from pilot_grpc.rpc.errors import abort
 from pilot_grpc.services.credentials import Credentials
 
 log = logging.getLogger(__name__)
 
 IN_FLIGHT_MAX: Final = 4_096
+OUR_METHODS: Final = "/pilot."
 RETRY_SECONDS: Final = 0.5
 
 Behavior = Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[Any]]
@@ -48,26 +51,34 @@ class Calls(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         access = auth.ACCESS.get(method)
         if access is None:
-            return await continuation(handler_call_details)
+            # One of ours that the table forgot is not served, rather than served to all.
+            ours = method.startswith(OUR_METHODS)
+            return None if ours else await continuation(handler_call_details)
         if method not in self._handlers:
             handler = await continuation(handler_call_details)
+            # gRPC would answer bytes that are no message by itself, before anybody is asked who
+            # calls, so they are read here.
             self._handlers[method] = grpc.unary_unary_rpc_method_handler(
-                self._around(handler.unary_unary, access, method),
-                request_deserializer=handler.request_deserializer,
+                self._around(handler.unary_unary, handler.request_deserializer, access, method),
                 response_serializer=handler.response_serializer,
             )
         return self._handlers[method]
 
-    def _around(self, behavior: Behavior, access: auth.Access, method: str) -> Behavior:
-        async def call(message: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
+    def _around(
+        self,
+        behavior: Behavior,
+        parse: Callable[[bytes], Any],
+        access: auth.Access,
+        method: str,
+    ) -> Behavior:
+        async def call(sent: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
             self._in_flight += 1
             self._idle.clear()
             try:
                 self._admit()
                 async with asyncio.timeout(self._deadline_seconds):
-                    await self._authorize(access, context)
-                    _validate(message)
-                    return await behavior(message, context)
+                    who = await self._authorize(access, context)
+                    return await behavior(_read(parse, sent, who), context)
             except errors.PilotError as error:
                 await abort(context, error)
             except TimeoutError:
@@ -99,13 +110,14 @@ class Calls(grpc.aio.ServerInterceptor):
 
     async def _authorize(
         self, access: auth.Access, context: "grpc.aio.ServicerContext[Any, Any]"
-    ) -> None:
+    ) -> Caller | None:
         if access.public:
-            return
+            return None
         credential = auth.bearer(context.invocation_metadata())
         who = await self._credentials.authenticate(credential)
         auth.must_be_allowed(access, who)
         auth.caller.set(who)
+        return who
 
     async def drain(self, seconds: float) -> None:
         """Take no new call, and wait for those in flight."""
@@ -117,11 +129,21 @@ class Calls(grpc.aio.ServerInterceptor):
             log.warning("%d calls are still in flight after the grace", self._in_flight)
 
 
-def _validate(message: Any) -> None:
-    """Check a message against the rules of its proto. Raises InvalidRequest with all of them."""
-    violations = protovalidate.collect_violations(message)
+def _read(parse: Callable[[bytes], Any], sent: bytes, who: Caller | None) -> Any:
+    """Read a message and check it. Raises InvalidRequest with all that is wrong."""
+    try:
+        message = parse(sent)
+    except DecodeError:
+        raise errors.InvalidRequest([("", "the bytes are not this RPC's request")]) from None
+    # Checking the 2,000,000 empty spends that fit a message would take a minute.
+    wire.must_be_countable(message)
+    violations = [_violation(each.proto) for each in protovalidate.collect_violations(message)]
+    named = {field for field, _ in violations}
+    further = [*wire.violations(message, who), *paging.violations(message)]
+    violations += [each for each in further if each[0] not in named]
     if violations:
-        raise errors.InvalidRequest([_violation(violation.proto) for violation in violations])
+        raise errors.InvalidRequest(violations)
+    return message
 
 
 def _violation(violation: Any) -> tuple[str, str]:

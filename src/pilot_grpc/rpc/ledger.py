@@ -52,7 +52,8 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         self, message: pb.BatchSpendRequest, context: Any
     ) -> pb.BatchSpendResponse:
         caller = auth.caller.get()
-        events = await self._ledger.batch_spend(caller, wire.batch_orders(message, caller))
+        orders = [wire.spend_order(spend, caller) for spend in message.spends]
+        events = await self._ledger.batch_spend(caller, orders)
         return pb.BatchSpendResponse(events=[wire.event(event, caller) for event in events])
 
     async def Refund(self, message: pb.RefundRequest, context: Any) -> pb.RefundResponse:
@@ -62,7 +63,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             wire.asked(message, "Refund"),
             EventId(message.event_id),
             message.amount,
-            wire.metadata(message),
+            wire.text(message, "metadata"),
         )
         return pb.RefundResponse(event=wire.event(event, caller))
 
@@ -77,7 +78,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             message.amount,
             pending=message.pending,
             tx_hash=wire.text(message, "tx_hash"),
-            metadata=wire.metadata(message),
+            metadata=wire.text(message, "metadata"),
         )
         return pb.RecordFundingResponse(event=wire.event(event, caller))
 
@@ -117,7 +118,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         )
         after, limit = paging.time_and_id(message), paging.size(message) + 1
         rows = await self._ledger.list_events(caller, wanted, after, limit)
-        page, token = paging.cut(message, rows, paging.by_time_and_id)
+        page, token = paging.cut(message, rows, paging.by_time_and_id, wire.event_bytes)
         return pb.ListEventsResponse(
             events=[wire.event(row, caller) for row in page], next_page_token=token
         )
@@ -125,16 +126,16 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
     async def SummarizeSpend(
         self, message: pb.SummarizeSpendRequest, context: Any
     ) -> pb.SummarizeSpendResponse:
-        before, limit = paging.offset(message), paging.size(message)
         rows = await self._ledger.summarize_spend(
             auth.caller.get(),
             VaultId(message.vault_id),
             AgentId(message.agent_id) if message.agent_id else None,
             wire.period(message),
             [wire.DIMENSIONS[dimension] for dimension in message.group_by],
-            (before, limit + 1),
+            paging.group(message),
+            paging.size(message) + 1,
         )
-        page, token = paging.cut(message, rows, lambda _: (before + limit,))
+        page, token = paging.cut(message, rows, lambda summary: summary.group)
         return pb.SummarizeSpendResponse(
             summaries=[wire.spend_summary(row) for row in page], next_page_token=token
         )
@@ -145,14 +146,11 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         page = await self._auditor.verify(
             auth.caller.get(),
             VaultId(message.vault_id),
-            wire.audit_place(paging.place(message)),
+            paging.audit_place(message),
             paging.size(message, AUDIT_PAGE_DEFAULT, AUDIT_PAGE_MAX),
-        )
-        token = (
-            paging.token(message, *wire.audit_cursor(page.next_place)) if page.next_place else ""
         )
         return pb.VerifyLedgerResponse(
             discrepancy=wire.discrepancy(page.discrepancy),
             verified_count=page.verified,
-            next_page_token=token,
+            next_page_token=paging.audit_token(message, page.next_place),
         )

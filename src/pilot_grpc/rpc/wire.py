@@ -1,7 +1,7 @@
 """protobuf to domain and back. Parsing is validation: what gets through is well-formed."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, TypeVar
@@ -16,7 +16,9 @@ from pilot_grpc.domain.agents import Agent, AgentStatus
 from pilot_grpc.domain.budgets import BudgetRule, Window
 from pilot_grpc.domain.ids import AgentId
 from pilot_grpc.domain.ledger import (
+    BATCH_SPENDS_MAX,
     HOLD_TTL_DEFAULT,
+    METADATA_BYTES_MAX,
     Decline,
     Event,
     EventKind,
@@ -39,12 +41,35 @@ from pilot_grpc.gen.pilot.v1 import (
     vaults_pb2,
 )
 from pilot_grpc.services.ledger import Asked, SpendOrder
-from pilot_grpc.services.recount import Phase, Place
 from pilot_grpc.services.requests import Once
 
 E = TypeVar("E", bound=StrEnum)
 
 SUMMARY_DAYS_MAX: Final = 400
+# The answer is larger by up to a kilobyte a spend, and must fit 4 MiB.
+BATCH_BYTES_MAX: Final = 2_500_000
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND: Final = timedelta(seconds=1)
+_NANOS_A_SECOND: Final = 1_000_000_000
+# What protobuf calls a time: the years 1 to 9999.
+_SECONDS_MIN: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _SECOND
+_SECONDS_MAX: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _SECOND
+
+# To the database's driver, the first and the last moment of all stand for its infinities.
+_EARLIEST: Final = datetime.min.replace(microsecond=1, tzinfo=UTC)
+_LATEST: Final = datetime.max.replace(microsecond=999_998, tzinfo=UTC)
+
+# An agent may leave out who it is; anybody else must say.
+_NEEDS_AGENT: Final = (
+    agents_pb2.GetAgentRequest,
+    budgets_pb2.GetBudgetRuleRequest,
+    budgets_pb2.CheckSpendRequest,
+    ledger_pb2.SpendRequest,
+    ledger_pb2.AuthorizeSpendRequest,
+)
+_EVENT_BYTES: Final = 1_024  # Without its metadata, and with the longest names.
+_HAS_MASK: Final = (projects_pb2.UpdateProjectRequest, agents_pb2.UpdateAgentRequest)
 
 
 def _numbers(enum: Any, prefix: str, members: type[E]) -> dict[E, Any]:
@@ -103,12 +128,93 @@ def _content(value: Any) -> bytes:
     return b"".join(_content(item) + b"\x00" for item in value)
 
 
-def agent_of(message: Any, caller: Caller, field: str = "agent_id") -> AgentId:
+def must_be_countable(message: Any) -> None:
+    """Raise InvalidRequest for a batch that is too long to look at, or to answer."""
+    if len(getattr(message, "spends", ())) > BATCH_SPENDS_MAX:
+        limit = f"must contain no more than {BATCH_SPENDS_MAX} item(s)"
+        raise errors.InvalidRequest([("spends", limit)])
+    if isinstance(message, ledger_pb2.BatchSpendRequest) and message.ByteSize() > BATCH_BYTES_MAX:
+        limit = f"must take no more than {BATCH_BYTES_MAX} bytes together"
+        raise errors.InvalidRequest([("spends", limit)])
+
+
+def violations(message: Any, caller: Caller | None, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each field that is wrong beyond what the rules of the protos can say.
+
+    What the functions below read has passed both.
+    """
+    if isinstance(message, _NEEDS_AGENT) and not _agent_id(message, caller):
+        yield f"{path}agent_id", "must name an agent"
+    for field, value in message.ListFields():
+        if field.name == "metadata" and not _is_json(value):
+            yield f"{path}metadata", "must be JSON text"
+        elif isinstance(value, Timestamp) and not _is_time(value):
+            yield f"{path}{field.name}", "must be a time of the years 1 to 9999"
+        elif isinstance(value, Duration) and not _is_duration(value):
+            yield f"{path}{field.name}", "must have seconds and nanos of one sign"
+    if isinstance(message, ledger_pb2.BatchSpendRequest):
+        yield from _batch_violations(message, caller)
+    elif isinstance(message, ledger_pb2.SummarizeSpendRequest):
+        yield from _period_violations(message)
+    elif isinstance(message, _HAS_MASK) and _removes_name(message):
+        yield "name", "must not be empty"
+
+
+def _batch_violations(
+    message: ledger_pb2.BatchSpendRequest, caller: Caller | None
+) -> Iterator[tuple[str, str]]:
+    first: dict[tuple[str, str], int] = {}
+    for index, spend in enumerate(message.spends):
+        yield from violations(spend, caller, f"spends[{index}].")
+        earlier = first.setdefault((_agent_id(spend, caller), spend.request_id), index)
+        if earlier != index:
+            yield f"spends[{index}].request_id", f"repeats that of spends[{earlier}]"
+
+
+def _period_violations(message: ledger_pb2.SummarizeSpendRequest) -> Iterator[tuple[str, str]]:
+    if not (_is_time(message.start_time) and _is_time(message.end_time)):
+        return
+    start, end = period(message)
+    if end <= start:
+        yield "end_time", "must be after start_time"
+    if end - start > timedelta(days=SUMMARY_DAYS_MAX):
+        yield "end_time", f"must be at most {SUMMARY_DAYS_MAX} days after start_time"
+
+
+def _removes_name(message: Any) -> bool:
+    return not message.name and "name" in message.update_mask.paths
+
+
+def _agent_id(message: Any, caller: Caller | None) -> str:
+    own = caller.agent_id if caller is not None else None
+    return message.agent_id or own or ""
+
+
+def _is_json(text: str) -> bool:
+    if len(text) > METADATA_BYTES_MAX:
+        return False
+    try:
+        json.loads(text, parse_int=str, parse_float=str, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+def _is_time(stamp: Timestamp) -> bool:
+    return _SECONDS_MIN <= stamp.seconds <= _SECONDS_MAX and 0 <= stamp.nanos < _NANOS_A_SECOND
+
+
+def _is_duration(duration: Duration) -> bool:
+    return abs(duration.nanos) < _NANOS_A_SECOND and duration.seconds * duration.nanos >= 0
+
+
+def agent_of(message: Any, caller: Caller) -> AgentId:
     """Return the agent that a request is about; an agent may leave itself out."""
-    agent_id = message.agent_id or caller.agent_id
-    if not agent_id:
-        raise errors.InvalidRequest([(field, "must name an agent")])
-    return AgentId(agent_id)
+    return AgentId(_agent_id(message, caller))
 
 
 def visible_agent(message: Any, caller: Caller) -> AgentId:
@@ -120,53 +226,28 @@ def visible_agent(message: Any, caller: Caller) -> AgentId:
 
 
 def spend_order(message: ledger_pb2.SpendRequest, caller: Caller) -> SpendOrder:
-    """Read a spend. Raises InvalidRequest, RecipientUnsupported."""
-    return _spend_order(message, caller, "")
-
-
-def batch_orders(message: ledger_pb2.BatchSpendRequest, caller: Caller) -> list[SpendOrder]:
-    """Read a batch: all violations of all spends at once. Raises as `spend_order`."""
-    orders: list[SpendOrder] = []
-    violations: list[tuple[str, str]] = []
-    first: dict[tuple[str, str], int] = {}
-    for index, spend in enumerate(message.spends):
-        path = f"spends[{index}]."
-        try:
-            order = _spend_order(spend, caller, path)
-        except errors.InvalidRequest as error:
-            violations += error.violations
-            continue
-        earlier = first.setdefault((order.agent_id, order.asked.request_id), index)
-        if earlier != index:
-            violations.append((f"{path}request_id", f"repeats that of spends[{earlier}]"))
-        orders.append(order)
-    if violations:
-        raise errors.InvalidRequest(violations)
-    return orders
-
-
-def _spend_order(message: ledger_pb2.SpendRequest, caller: Caller, path: str) -> SpendOrder:
+    """Read a spend. Raises RecipientUnsupported."""
     if message.HasField("recipient"):
         raise errors.RecipientUnsupported
     return SpendOrder(
         asked=asked(message, "Spend", "agent_id"),
-        agent_id=agent_of(message, caller, f"{path}agent_id"),
+        agent_id=agent_of(message, caller),
         amount=message.amount,
         provider=text(message, "provider"),
         model=text(message, "model"),
-        metadata=metadata(message, f"{path}metadata"),
+        metadata=text(message, "metadata"),
     )
 
 
 def hold_order(message: ledger_pb2.AuthorizeSpendRequest, caller: Caller) -> SpendOrder:
-    """Read a hold. Raises InvalidRequest."""
+    """Read a hold."""
     return SpendOrder(
         asked=asked(message, "AuthorizeSpend", "agent_id"),
         agent_id=agent_of(message, caller),
         amount=message.amount,
         provider=text(message, "provider"),
         model=text(message, "model"),
-        metadata=metadata(message),
+        metadata=text(message, "metadata"),
         ttl=_timedelta(message.ttl) if message.HasField("ttl") else HOLD_TTL_DEFAULT,
     )
 
@@ -176,70 +257,26 @@ def text(message: Any, field: str) -> str | None:
     return getattr(message, field) if message.HasField(field) else None
 
 
-def metadata(message: Any, path: str = "metadata") -> str | None:
-    """Return the metadata as sent, if it is JSON. Raises InvalidRequest."""
-    sent = text(message, "metadata")
-    if sent is None:
-        return None
-    try:
-        json.loads(sent, parse_int=str, parse_float=str, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        raise errors.InvalidRequest([(path, "must be JSON text")]) from None
-    return sent
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)
-
-
 def changes(message: Any) -> dict[str, str | None]:
     """Return the fields that a mask names, with None for those to be removed."""
-    named = dict.fromkeys(message.update_mask.paths)
-    if "name" in named and not message.name:
-        raise errors.InvalidRequest([("name", "must not be empty")])
-    return {field: message.name if field == "name" else text(message, field) for field in named}
+    return {
+        field: message.name if field == "name" else text(message, field)
+        for field in dict.fromkeys(message.update_mask.paths)
+    }
 
 
 def moment(message: Any, field: str) -> datetime | None:
-    """Return a time; None when it is absent. Raises InvalidRequest out of years 1 to 9999."""
-    if not message.HasField(field):
-        return None
-    try:
-        return _datetime(getattr(message, field))
-    except (ValueError, OverflowError):
-        raise errors.InvalidRequest([(field, "must be a time of the years 1 to 9999")]) from None
+    """Return a time; None when it is absent."""
+    return _datetime(getattr(message, field)) if message.HasField(field) else None
 
 
 def period(message: ledger_pb2.SummarizeSpendRequest) -> tuple[datetime, datetime]:
-    """Return the period of a summary. Raises InvalidRequest."""
-    start, end = moment(message, "start_time"), moment(message, "end_time")
-    if start is None or end is None or end <= start:
-        raise errors.InvalidRequest([("end_time", "must be after start_time")])
-    if end - start > timedelta(days=SUMMARY_DAYS_MAX):
-        limit = f"must be at most {SUMMARY_DAYS_MAX} days after start_time"
-        raise errors.InvalidRequest([("end_time", limit)])
-    return start, end
-
-
-def audit_place(where: list[Any] | None) -> Place:
-    """Read where a recount goes on. Raises InvalidRequest."""
-    if where is None:
-        return Place()
-    try:
-        phase, revision, at, row_id = where
-        at = None if at is None else datetime.fromisoformat(at)
-        return Place(Phase(phase), int(revision), at, str(row_id))
-    except (TypeError, ValueError):
-        raise errors.InvalidRequest([("page_token", "not a token of this request")]) from None
-
-
-def audit_cursor(place: Place) -> tuple[Any, ...]:
-    """Write where a recount goes on, for a page token."""
-    return (place.phase, place.revision, place.moment and place.moment.isoformat(), place.row_id)
+    """Return the period of a summary."""
+    return _datetime(message.start_time), _datetime(message.end_time)
 
 
 def _datetime(stamp: Timestamp) -> datetime:
-    return stamp.ToDatetime(tzinfo=UTC)
+    return min(max(stamp.ToDatetime(tzinfo=UTC), _EARLIEST), _LATEST)
 
 
 def _timedelta(duration: Duration) -> timedelta:
@@ -253,7 +290,7 @@ def timestamp(value: datetime | None) -> Timestamp | None:
     """Write a time; None stays absent."""
     if value is None:
         return None
-    return Timestamp(seconds=int(value.timestamp() // 1), nanos=value.microsecond * 1_000)
+    return Timestamp(seconds=(value - _EPOCH) // _SECOND, nanos=value.microsecond * 1_000)
 
 
 def user(value: User) -> accounts_pb2.User:
@@ -360,8 +397,22 @@ def _window(value: Window) -> budgets_pb2.BudgetWindow:
     )
 
 
-def rule_check(value: RuleCheck, caller: Caller) -> budgets_pb2.RuleCheck:
-    """Write one rule's answer; an agent sees no figure of the vault."""
+def rule_checks(values: Sequence[RuleCheck], caller: Caller) -> list[budgets_pb2.RuleCheck]:
+    """Write the answer of every rule.
+
+    An agent is told of the vault's balance only what a spend would tell: the answer of
+    that rule for any amount would tell the balance itself.
+    """
+    if caller.agent_id is not None and not all(value.passed for value in values[:-1]):
+        values = [
+            value
+            for value in values
+            if value.figures.reason is not FailureReason.INSUFFICIENT_BALANCE
+        ]
+    return [_rule_check(value, caller) for value in values]
+
+
+def _rule_check(value: RuleCheck, caller: Caller) -> budgets_pb2.RuleCheck:
     figures = _visible(value.figures, caller)
     return budgets_pb2.RuleCheck(
         rule=FAILURE_REASONS[figures.reason],
@@ -393,6 +444,11 @@ def _visible(figures: Decline, caller: Caller) -> Decline:
     return figures
 
 
+def event_bytes(value: Event) -> int:
+    """Say how large an event is on the wire, roughly."""
+    return _EVENT_BYTES + len((value.metadata or "").encode())
+
+
 def event(value: Event, caller: Caller) -> ledger_pb2.Event:
     """Write an event as this caller may see it."""
     reason = value.failure_reason
@@ -421,7 +477,9 @@ def event(value: Event, caller: Caller) -> ledger_pb2.Event:
 
 def spend_summary(value: SpendSummary) -> ledger_pb2.SpendSummary:
     """Write the sums of one group."""
-    return ledger_pb2.SpendSummary(**value._asdict())
+    sums = value._asdict()
+    group = sums.pop("group")._asdict()
+    return ledger_pb2.SpendSummary(**sums, **{name: part or None for name, part in group.items()})
 
 
 def discrepancy(value: Discrepancy | None) -> ledger_pb2.Discrepancy | None:

@@ -14,6 +14,7 @@ import asyncpg
 
 from pilot_grpc import errors
 from pilot_grpc.db import accounts as accounts_db
+from pilot_grpc.db.clock import read_clock
 from pilot_grpc.db.connection import Connection, Database, violates
 from pilot_grpc.domain.accounts import (
     ApiKey,
@@ -43,8 +44,11 @@ class Passwords:
     """Hashes and checks passwords, a few at a time and off the event loop."""
 
     def __init__(self) -> None:
-        """Use Argon2id with the library's defaults (RFC 9106, low memory)."""
-        self._argon2 = argon2.PasswordHasher()
+        """Use Argon2id with the library's defaults (RFC 9106, low memory), in one thread.
+
+        Strangers can make us hash, on the cores that decide spends.
+        """
+        self._argon2 = argon2.PasswordHasher(parallelism=1)
         self._slots = asyncio.Semaphore(HASHING_AT_ONCE_MAX)
         self._waiting = 0
         self._nobody = self._argon2.hash("nobody has this password")
@@ -235,6 +239,8 @@ class Accounts:
         async with self.database.transaction() as conn:
 
             async def make() -> ApiKey:
+                if expires_at is not None and expires_at <= await read_clock(conn):
+                    raise errors.InvalidRequest([("expire_time", "must be in the future")])
                 await accounts_db.lock_user(conn, once.user_id)
                 if await accounts_db.count_api_keys(conn, once.user_id) >= API_KEYS_PER_USER_MAX:
                     raise errors.QuotaExceeded(resource="api_key", limit=API_KEYS_PER_USER_MAX)

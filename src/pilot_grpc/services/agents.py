@@ -25,6 +25,7 @@ from pilot_grpc.domain.ids import AgentId, ProjectId, UserId
 from pilot_grpc.domain.projects import ProjectStatus
 from pilot_grpc.services.books import Books
 from pilot_grpc.services.credentials import hash_secret, new_secret
+from pilot_grpc.services.projects import lock_own_project
 from pilot_grpc.services.requests import Once
 
 HOMES_REMEMBERED_MAX: Final = 100_000
@@ -33,7 +34,8 @@ HOMES_REMEMBERED_MAX: Final = 100_000
 class Homes:
     """Where agents belong: their vault, project and user, remembered because they never move.
 
-    A deleted agent has a home, too; a decision finds it missing under the vault's lock.
+    A deleted agent has a home, too, and one of a deleted project may be remembered; a
+    decision finds it missing under the vault's lock.
     """
 
     def __init__(self, database: Database) -> None:
@@ -95,12 +97,9 @@ class Agents:
     async def _must_take_agents(
         self, conn: Connection, project_id: ProjectId, user_id: UserId
     ) -> None:
-        project = await projects_db.select_project(conn, project_id, user_id)
-        if project is None:
-            raise errors.NotFound(resource="project", id=project_id)
+        project, _ = await lock_own_project(conn, project_id, user_id)
         if project.status is ProjectStatus.ARCHIVED:
             raise errors.ProjectArchived
-        await vaults_db.lock_vault_of_project(conn, project_id)
         if await agents_db.count_agents(conn, project_id) >= AGENTS_PER_PROJECT_MAX:
             raise errors.QuotaExceeded(resource="agent", limit=AGENTS_PER_PROJECT_MAX)
 

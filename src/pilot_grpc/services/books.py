@@ -5,8 +5,11 @@ Everything else that a decision reads changes only under a vault's lock, so it i
 after it, and so is the clock.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 from pilot_grpc.db import agents as agents_db
@@ -31,6 +34,14 @@ from pilot_grpc.domain.ledger import (
     Spend,
 )
 
+log = logging.getLogger(__name__)
+
+# A vault whose last change lies further ahead than this stands still until then.
+CLOCK_STEP_MAX: Final = timedelta(minutes=1)
+
+# Holds of one vault that one batch settles before it decides.
+OVERDUE_PER_BATCH_MAX: Final = 1_000
+
 _SPENDS: Final = (Spend, AuthorizeSpend)
 _NAMES_EVENT: Final = (CaptureSpend, ReleaseSpend, Refund, ConfirmFunding, FailFunding)
 
@@ -42,6 +53,7 @@ class Books:
     clock: Clock
     new_id: Callable[[], str]
     open_holds_max: int
+    allow_credits: bool = True
 
     async def open(
         self,
@@ -66,12 +78,21 @@ class Books:
             )
         named = {c.event_id for c in commands if isinstance(c, _NAMES_EVENT)}
         events = await ledger_db.select_events_by_id(conn, named) if named else {}
+        clock = await self.clock(conn)
+        for vault in vaults.values():
+            if vault.last_change_at - clock > CLOCK_STEP_MAX:
+                log.error(
+                    "the database's clock is behind vault %s by %s",
+                    vault.id,
+                    vault.last_change_at - clock,
+                )
         book = Book(
-            clock=await self.clock(conn),
+            clock=clock,
             vaults=vaults,
             spenders={},
             new_event_id=lambda: EventId(self.new_id()),
             open_holds_max=self.open_holds_max,
+            allow_credits=self.allow_credits,
             events=events,
             answers=answers,
         )
@@ -91,7 +112,11 @@ class Books:
         overdue: list[Event] = []
         if with_holds:
             latest = max(map(book.now, with_holds))
-            holds = await ledger_db.select_overdue_holds(conn, [v.id for v in with_holds], latest)
+            holds = await ledger_db.select_overdue_holds(
+                conn, [v.id for v in with_holds], latest, OVERDUE_PER_BATCH_MAX
+            )
+            found = Counter(hold.vault_id for hold in holds)
+            book.more_overdue = {v for v, n in found.items() if n == OVERDUE_PER_BATCH_MAX}
             overdue = [
                 book.events.setdefault(hold.id, hold)
                 for hold in holds

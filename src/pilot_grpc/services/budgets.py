@@ -23,6 +23,7 @@ from pilot_grpc.domain.ledger import (
     decline_reason,
 )
 from pilot_grpc.services.agents import Homes, lock_own_agent
+from pilot_grpc.services.books import OVERDUE_PER_BATCH_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Budgets:
             vault = await vaults_db.lock_vault_of_project(conn, agent.project_id)
             if vault is None:
                 raise errors.NotFound(resource="agent", id=agent_id)
-            now = max(await self.clock(conn), vault.last_change_at)
+            now = vault.time(await self.clock(conn))
             rule = await budgets_db.select_rule(conn, agent_id, caller.user_id)
             is_new = rule is None
             if rule is None:
@@ -81,12 +82,14 @@ class Budgets:
 
     async def get(self, caller: Caller, agent_id: AgentId) -> BudgetRule:
         """Read an agent's rule as of now. Raises NotFound."""
+        home = (await self.homes.of(caller, [agent_id]))[agent_id]
         async with self.database.snapshot() as conn:
             rule = await budgets_db.select_rule(conn, agent_id, caller.user_id)
-            now = await self.clock(conn)
-        if rule is None:
+            vault = await vaults_db.select_vault(conn, home.vault_id, caller.user_id)
+            clock = await self.clock(conn)
+        if rule is None or vault is None:
             raise errors.NotFound(resource="budget_rule", id=agent_id)
-        return rule.at(now)
+        return rule.at(vault.time(clock))
 
     async def remove(self, caller: Caller, agent_id: AgentId) -> None:
         """Remove an agent's rule, under the vault's lock. Raises NotFound."""
@@ -110,10 +113,12 @@ class Budgets:
             spender = (await agents_db.select_spenders(conn, [agent_id])).get(agent_id)
             if vault is None or spender is None:
                 raise errors.NotFound(resource="agent", id=agent_id)
-            now = max(await self.clock(conn), vault.last_change_at)
+            now = vault.time(await self.clock(conn))
             overdue = []
             if vault.held:
-                overdue = await ledger_db.select_overdue_holds(conn, [vault.id], now)
+                overdue = await ledger_db.select_overdue_holds(
+                    conn, [vault.id], now, OVERDUE_PER_BATCH_MAX
+                )
         if spender.rule is not None:
             spender.rule.roll(now)
         for hold in overdue:

@@ -78,7 +78,7 @@ class Credentials:
                 self._known.popitem(last=False)
         try:
             return await asyncio.shield(known[1])
-        except errors.DatabaseUnavailable:
+        except Exception:
             self._known.pop(credential_hash, None)
             raise
 
@@ -94,6 +94,6 @@ class Credentials:
         try:
             async with self._database.transaction() as conn:
                 await accounts_db.count_api_key_uses(conn, uses)
-        except errors.DatabaseUnavailable:
+        except Exception:
             self._uses.update(uses)
             raise

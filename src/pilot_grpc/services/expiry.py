@@ -9,6 +9,7 @@ from typing import Final
 from pilot_grpc.db import accounts as accounts_db
 from pilot_grpc.db import ledger as ledger_db
 from pilot_grpc.db.connection import Database
+from pilot_grpc.errors import PilotError
 from pilot_grpc.services import requests
 from pilot_grpc.services.accounts import SIGN_IN_WINDOW
 from pilot_grpc.services.lanes import Lanes
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 1.0
 SWEEP_VAULTS_MAX: Final = 100
+SWEEP_TURNS_MAX: Final = 100
 CLEAN_SECONDS: Final = 600.0
 
 
@@ -26,8 +28,10 @@ async def every(seconds: float, duty: Callable[[], Awaitable[object]]) -> None:
         await asyncio.sleep(seconds)
         try:
             await duty()
-        except Exception as error:  # noqa: BLE001 - a duty must survive whatever befalls it
-            log.warning("%s failed: %s", duty.__qualname__, type(error).__name__)
+        except PilotError as error:
+            log.warning("%s failed: %s", duty.__qualname__, error.message)
+        except Exception:
+            log.exception("%s failed", duty.__qualname__)
 
 
 class Expiry:
@@ -39,10 +43,16 @@ class Expiry:
         self._lanes = lanes
 
     async def sweep(self) -> None:
-        """Settle the overdue holds of some vaults; the rest waits for the next turn."""
-        async with self._database.transaction() as conn:
-            vault_ids = await ledger_db.select_vaults_with_overdue_holds(conn, SWEEP_VAULTS_MAX)
-        await asyncio.gather(*map(self._lanes.settle, vault_ids))
+        """Settle the overdue holds, some of each vault at a time, those that wait longest first."""
+        for _ in range(SWEEP_TURNS_MAX):
+            async with self._database.transaction() as conn:
+                vault_ids = await ledger_db.select_vaults_with_overdue_holds(conn, SWEEP_VAULTS_MAX)
+            if not vault_ids:
+                return
+            settled = map(self._lanes.settle, vault_ids)
+            for outcome in await asyncio.gather(*settled, return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    raise outcome
 
     async def clean(self) -> None:
         """Remove old answers, sign-in windows and sessions."""

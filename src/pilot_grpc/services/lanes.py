@@ -8,22 +8,27 @@ lane of a process; other processes wait for the vault's lock.
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 from zlib import crc32
 
 from pilot_grpc import errors
-from pilot_grpc.db.connection import Database
+from pilot_grpc.db.connection import BEGIN_BRIEF, Database, Locked
 from pilot_grpc.domain.book import Book
 from pilot_grpc.domain.ids import VaultId
 from pilot_grpc.domain.ledger import Command, Event
 from pilot_grpc.services.books import Books
+from pilot_grpc.services.declines import Declines
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 0.5
+SETTLE_COST: Final = 100
+LOCK_SECONDS_MAX: Final = 4.0
+# One vault may fill half of a queue; the other half is for the others.
+VAULT_SHARE: Final = 2
 APART_AT_ONCE_MAX: Final = 2
 CONNECTIONS_PER_LANE: Final = 1 + APART_AT_ONCE_MAX
 
@@ -40,16 +45,29 @@ class _Item:
     future: "asyncio.Future[list[Event]]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+    since: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+
+    @property
+    def cost(self) -> int:
+        """How much of a batch it takes; settling a vault takes something, too."""
+        return len(self.commands) or SETTLE_COST
 
 
 class Lanes:
     """The queues in front of the vaults, and the tasks that empty them."""
 
     def __init__(
-        self, database: Database, books: Books, *, count: int, batch_max: int, queue_max: int
+        self,
+        database: Database,
+        books: Books,
+        declines: Declines,
+        *,
+        count: int,
+        batch_max: int,
+        queue_max: int,
     ) -> None:
         """Make `count` lanes; the limits count commands. `start` sets them going."""
-        self._lanes = [_Lane(database, books, batch_max, queue_max) for _ in range(count)]
+        self._lanes = [_Lane(database, books, declines, batch_max, queue_max) for _ in range(count)]
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -84,16 +102,25 @@ class _Lane:
 
     A batch mixes vaults and never waits for a lock: a vault that somebody else has
     locked is set apart with all that waits for it, and decided by itself once the lock
-    is free, so that it delays nobody else.
+    is free. While it waits, it takes turns with the others that wait.
     """
 
-    def __init__(self, database: Database, books: Books, batch_max: int, queue_max: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        books: Books,
+        declines: Declines,
+        batch_max: int,
+        queue_max: int,
+    ) -> None:
         self._database = database
         self._books = books
+        self._declines = declines
         self._batch_max = batch_max
         self._queue_max = queue_max
         self._queue: deque[_Item] = deque()
         self._waiting = 0
+        self._waiting_of: Counter[VaultId] = Counter()
         self._awake = asyncio.Event()
         self._closed = False
         self._apart: dict[VaultId, deque[_Item]] = {}
@@ -103,10 +130,13 @@ class _Lane:
     async def put(self, item: _Item) -> list[Event]:
         if self._closed:
             raise errors.ServerDraining(retry_after=RETRY_SECONDS)
-        if self._waiting + len(item.commands) > self._queue_max:
+        cost, of_vault = item.cost, self._waiting_of[item.vault_id]
+        if (
+            self._waiting + cost > self._queue_max
+            or of_vault + cost > self._queue_max // VAULT_SHARE
+        ):
             raise errors.Overloaded(retry_after=RETRY_SECONDS)
-        self._waiting += len(item.commands)
-        self._apart.get(item.vault_id, self._queue).append(item)
+        self._append(self._apart.get(item.vault_id, self._queue), item)
         self._awake.set()
         return await item.future
 
@@ -124,45 +154,58 @@ class _Lane:
                 self._awake.clear()
         await asyncio.gather(*self._apart_tasks)
 
+    def _append(self, queue: deque[_Item], item: _Item) -> None:
+        queue.append(item)
+        self._waiting += item.cost
+        self._waiting_of[item.vault_id] += item.cost
+
     def _take(self, queue: deque[_Item]) -> list[_Item]:
         """Take what waits, up to a full batch; who has stopped waiting is left out."""
         batch: list[_Item] = []
         room = self._batch_max
-        while queue and (not batch or len(queue[0].commands) <= room):
+        while queue and (not batch or queue[0].cost <= room):
             item = queue.popleft()
-            self._waiting -= len(item.commands)
+            self._waiting -= item.cost
+            self._waiting_of[item.vault_id] -= item.cost
+            if not self._waiting_of[item.vault_id]:
+                del self._waiting_of[item.vault_id]
             if not item.future.done():
                 batch.append(item)
-                room -= len(item.commands)
+                room -= item.cost
         return batch
 
     def _set_apart(self, item: _Item) -> None:
-        """Let an item wait for its vault alone."""
-        self._waiting += len(item.commands)
+        """Let an item wait for its vault alone, for a while."""
+        if asyncio.get_running_loop().time() - item.since > LOCK_SECONDS_MAX:
+            item.future.set_exception(errors.Overloaded(retry_after=RETRY_SECONDS))
+            return
         if item.vault_id not in self._apart:
             self._apart[item.vault_id] = deque()
             task = asyncio.create_task(self._run_apart(item.vault_id))
             self._apart_tasks.add(task)
             task.add_done_callback(self._apart_tasks.discard)
-        self._apart[item.vault_id].append(item)
+        self._append(self._apart[item.vault_id], item)
 
     async def _run_apart(self, vault_id: VaultId) -> None:
+        """Decide what waits for one vault; between attempts, others get the connections."""
         queue = self._apart[vault_id]
-        async with self._apart_slots:
-            while queue:
+        while queue:
+            async with self._apart_slots:
                 batch = self._take(queue)
                 if batch:
                     await self._decide(batch, wait=True)
-            del self._apart[vault_id]
+        del self._apart[vault_id]
 
     async def _decide(self, batch: list[_Item], *, wait: bool) -> None:
         """Decide a batch. Whatever happens, everybody in it gets an answer."""
         outcomes: list[_Outcome]
         try:
             outcomes = await self._commit(batch, wait=wait)
-        except errors.DatabaseUnavailable as error:
-            # Nobody knows whether the commit arrived, so nobody decides again here.
-            outcomes = [error] * len(batch)
+        except Locked:
+            outcomes = [None] * len(batch)
+        except (errors.DatabaseUnavailable, errors.Overloaded) as error:
+            # Where nobody knows whether a commit arrived, nobody decides again.
+            outcomes = [type(error)(retry_after=error.retry_after) for _ in batch]
         except Exception as error:  # noqa: BLE001 - whoever waits must get an answer
             if len(batch) > 1:
                 log.warning("a batch of %d failed; deciding one by one", len(batch))
@@ -183,13 +226,17 @@ class _Lane:
     async def _commit(self, batch: list[_Item], *, wait: bool) -> list[_Outcome]:
         vault_ids = {item.vault_id for item in batch}
         commands = [command for item in batch for command in item.commands]
-        async with self._database.transaction() as conn:
+        async with self._database.transaction(BEGIN_BRIEF) as conn:
             book = await self._books.open(conn, vault_ids, commands, wait=wait)
+            book.decline_rooms = self._declines.rooms(book.spenders)
             outcomes = [
                 _outcome(book, item) if wait or item.vault_id in book.vaults else None
                 for item in batch
             ]
             await self._books.write(conn, book)
+        for event in book.created.values():
+            if event.decline is not None and event.agent_id is not None:
+                self._declines.count(event.agent_id)
         return outcomes
 
 

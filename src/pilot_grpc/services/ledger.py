@@ -21,18 +21,19 @@ from pilot_grpc.domain.ledger import (
     ConfirmFunding,
     Event,
     EventFilter,
-    EventStatus,
     FailFunding,
     RecordFunding,
     Refund,
     ReleaseSpend,
     Spend,
+    SpendGroup,
     SpendSummary,
 )
 from pilot_grpc.domain.requests import Request
 from pilot_grpc.services.agents import Homes
 from pilot_grpc.services.declines import Declines
 from pilot_grpc.services.lanes import Lanes
+from pilot_grpc.services.turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Ledger:
     lanes: Lanes
     homes: Homes
     declines: Declines
-    allow_credits: bool
+    turns: Turns
 
     async def spend(self, caller: Caller, order: SpendOrder) -> Event:
         """Decide a spend: confirmed, or failed with the reason of the decline.
@@ -122,11 +123,28 @@ class Ledger:
     async def _decide(
         self, vault_id: VaultId, commands: Sequence[Spend | AuthorizeSpend]
     ) -> list[Event]:
-        self.declines.must_be_below_limit({command.agent_id for command in commands})
-        events = await self.lanes.decide_all(vault_id, commands)
-        for event in events:
-            if event.status is EventStatus.FAILED and event.agent_id is not None:
-                self.declines.count(event.agent_id)
+        try:
+            self.declines.must_be_below_limit({command.agent_id for command in commands})
+        except errors.DeclinesLimited:
+            # What was answered before is answered again, whatever happened since.
+            answered = await self._answered(commands)
+            if answered is None:
+                raise
+            return answered
+        return await self.lanes.decide_all(vault_id, commands)
+
+    async def _answered(self, commands: Sequence[Spend | AuthorizeSpend]) -> list[Event] | None:
+        keys = [(c.vault_id, c.request.scope_id, c.request.request_id) for c in commands]
+        async with self.database.transaction() as conn:
+            answers = await ledger_db.select_answers(conn, keys)
+        events = []
+        for command in commands:
+            request = command.request
+            answer = answers.get((request.scope_id, request.request_id))
+            if answer is None:
+                return None
+            answer.request.must_equal(request.rpc, request.fingerprint)
+            events.append(answer.event)
         return events
 
     async def capture(self, caller: Caller, asked: Asked, event_id: EventId, amount: int) -> Event:
@@ -147,7 +165,7 @@ class Ledger:
     async def _spend_home(self, caller: Caller, event_id: EventId) -> tuple[EventHome, AgentId]:
         home = await self._event_home(caller, event_id)
         if home.agent_id is None:
-            raise errors.HoldNotOpen(status="not a spend")
+            raise errors.HoldNotOpen
         return home, home.agent_id
 
     async def _event_home(self, caller: Caller, event_id: EventId) -> EventHome:
@@ -189,8 +207,6 @@ class Ledger:
         Raises NotFound, RequestIdReused, CreditsDisabled, BalanceTooLarge, TxHashTaken.
         """
         await self._must_own_vault(caller, vault_id)
-        if not self.allow_credits:
-            raise errors.CreditsDisabled
         request = asked.within(vault_id)
         return await self.lanes.decide(
             RecordFunding(request, vault_id, amount, pending, tx_hash, metadata)
@@ -245,7 +261,7 @@ class Ledger:
                 if wanted.vault_id not in {None, home.vault_id}:
                     return []
                 wanted = wanted._replace(vault_id=home.vault_id)
-        async with self.database.transaction() as conn:
+        async with self.turns.take(caller.user_id), self.database.transaction() as conn:
             return await ledger_db.select_events(conn, caller.user_id, wanted, after, limit)
 
     async def summarize_spend(
@@ -255,12 +271,15 @@ class Ledger:
         agent_id: AgentId | None,
         period: tuple[datetime, datetime],
         group_by: Collection[str],
-        page: tuple[int, int],
+        after: SpendGroup | None,
+        limit: int,
     ) -> list[SpendSummary]:
-        """Sum a vault's spends. Raises NotFound."""
+        """Sum a vault's spends, in the order of their groups. Raises NotFound."""
         await self._must_own_vault(caller, vault_id)
-        async with self.database.transaction() as conn:
-            return await ledger_db.summarize_spend(conn, vault_id, agent_id, period, group_by, page)
+        async with self.turns.take(caller.user_id), self.database.transaction() as conn:
+            return await ledger_db.summarize_spend(
+                conn, vault_id, agent_id, period, group_by, after, limit
+            )
 
     async def _must_own_vault(self, caller: Caller, vault_id: VaultId) -> None:
         async with self.database.transaction() as conn:

@@ -70,7 +70,7 @@ class Projects:
     ) -> Project:
         """Change the name or the description. Raises NotFound."""
         async with self.database.transaction() as conn:
-            project, _ = await _lock_own_project(conn, project_id, caller.user_id)
+            project, _ = await lock_own_project(conn, project_id, caller.user_id)
             values = {"name": project.name, "description": project.description, **changes}
             await projects_db.update_project(
                 conn, project_id, values["name"] or project.name, values["description"]
@@ -80,7 +80,7 @@ class Projects:
     async def pause(self, caller: Caller, project_id: ProjectId) -> Project:
         """Pause a project; nothing is approved once this returns. Raises ProjectArchived."""
         async with self.database.transaction() as conn:
-            project, _ = await _lock_own_project(conn, project_id, caller.user_id)
+            project, _ = await lock_own_project(conn, project_id, caller.user_id)
             if project.status is ProjectStatus.ARCHIVED:
                 raise errors.ProjectArchived
             await projects_db.update_project_status(conn, project_id, ProjectStatus.PAUSED)
@@ -98,7 +98,7 @@ class Projects:
         self, caller: Caller, project_id: ProjectId, status: ProjectStatus
     ) -> Project:
         async with self.database.transaction() as conn:
-            await _lock_own_project(conn, project_id, caller.user_id)
+            await lock_own_project(conn, project_id, caller.user_id)
             await projects_db.update_project_status(conn, project_id, status)
             return await _own_project(conn, project_id, caller.user_id)
 
@@ -110,7 +110,7 @@ class Projects:
         project = await self.get(caller, project_id)
         await self.lanes.settle(project.vault_id)
         async with self.database.transaction() as conn:
-            project, vault = await _lock_own_project(conn, project_id, caller.user_id)
+            project, vault = await lock_own_project(conn, project_id, caller.user_id)
             if project.status is not ProjectStatus.ARCHIVED:
                 raise errors.ProjectNotArchived(status=project.status)
             pending = await projects_db.count_pending(conn, vault.id)
@@ -144,7 +144,7 @@ async def _own_project(conn: Connection, project_id: ProjectId, user_id: UserId)
     return project
 
 
-async def _lock_own_project(
+async def lock_own_project(
     conn: Connection, project_id: ProjectId, user_id: UserId
 ) -> tuple[Project, Vault]:
     """Lock a project's vault, then read the project: what decides changes under that lock."""

@@ -23,6 +23,7 @@ from pilot_grpc.domain.budgets import day_bounds, month_bounds
 from pilot_grpc.domain.ids import AgentId, VaultId
 from pilot_grpc.domain.recount import Discrepancy, Recorded, Running
 from pilot_grpc.domain.vaults import Vault
+from pilot_grpc.services.turns import Turns
 
 # Counting an agent anew reads all its events of the month.
 _AGENTS_PER_PAGE_MAX: Final = 100
@@ -61,22 +62,39 @@ class Auditor:
     """Recounts vaults."""
 
     database: Database
+    turns: Turns
 
     async def verify(
         self, caller: Caller, vault_id: VaultId, place: Place, limit: int
     ) -> AuditPage:
         """Recount one page. Raises NotFound."""
-        async with self.database.snapshot() as conn:
+        async with self.turns.take(caller.user_id), self.database.snapshot() as conn:
             vault = await vaults_db.select_vault(conn, vault_id, caller.user_id)
             if vault is None:
                 raise errors.NotFound(resource="vault", id=vault_id)
-            match place.phase:
-                case Phase.CHANGES:
-                    return await _verify_changes(conn, vault, place.revision, limit)
-                case Phase.EVENTS:
-                    return await _verify_events(conn, vault, place, limit)
-                case Phase.AGENTS:
-                    return await _verify_agents(conn, vault, AgentId(place.row_id), limit)
+            page = await _verify_phase(conn, vault, place, limit)
+            while _is_room_after(page, place, limit):
+                place = page.next_place or place
+                more = await _verify_phase(conn, vault, place, limit - page.verified)
+                page = more._replace(verified=page.verified + more.verified)
+            return page
+
+
+def _is_room_after(page: AuditPage, place: Place, limit: int) -> bool:
+    """Say whether a phase ended before its page was full, so that the next can begin in it."""
+    if page.next_place is None or page.verified >= limit:
+        return False
+    return page.next_place.phase is not place.phase
+
+
+async def _verify_phase(conn: Connection, vault: Vault, place: Place, limit: int) -> AuditPage:
+    match place.phase:
+        case Phase.CHANGES:
+            return await _verify_changes(conn, vault, place.revision, limit)
+        case Phase.EVENTS:
+            return await _verify_events(conn, vault, place, limit)
+        case Phase.AGENTS:
+            return await _verify_agents(conn, vault, AgentId(place.row_id), limit)
 
 
 async def _verify_changes(conn: Connection, vault: Vault, done: int, limit: int) -> AuditPage:
@@ -141,7 +159,9 @@ async def _verify_agents(conn: Connection, vault: Vault, after: AgentId, limit: 
                 conn, agent.agent_id, day_bounds(opened)[0], month_bounds(opened)
             )
             found = {name: getattr(agent.rule, name) for name in expected}
-            wrong = recount.check_counters("agent_budget_rules", agent.agent_id, expected, found)
+            wrong = recount.check_window(agent.agent_id, opened, vault) or recount.check_counters(
+                "agent_budget_rules", agent.agent_id, expected, found
+            )
         if wrong is not None:
             return AuditPage(wrong, count, None)
     if len(agents) == limit:

@@ -6,12 +6,14 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
+from pilot_grpc import errors
 from pilot_grpc.db import accounts as accounts_db
 from pilot_grpc.db.connection import Connection
 from pilot_grpc.domain.ids import UserId
 from pilot_grpc.domain.requests import Request
 
 KEPT: Final = timedelta(days=7)
+RETRY_SECONDS: Final = 0.1
 
 T = TypeVar("T")
 
@@ -40,7 +42,11 @@ class Once:
             return await make(), True
         key = self.user_id, self.request_id
         if not await accounts_db.insert_request(conn, *key, self.rpc, self.fingerprint):
-            rpc, fingerprint, answer = await accounts_db.select_request(conn, *key)
+            found = await accounts_db.select_request(conn, *key)
+            if found is None:
+                # It was there a moment ago, and has just turned 7 days old.
+                raise errors.Overloaded(retry_after=RETRY_SECONDS)
+            rpc, fingerprint, answer = found
             before = Request(self.user_id, self.request_id, rpc, fingerprint)
             before.must_equal(self.rpc, self.fingerprint)
             return read(json.loads(answer)), False

@@ -27,7 +27,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pilot/v1/agents.proto\x12\x08pilot.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x02\n\x05\x41gent\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x15\n\x08provider\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05model\x18\x05 \x01(\tH\x01\x88\x01\x01\x12%\n\x06status\x18\x06 \x01(\x0e\x32\x15.pilot.v1.AgentStatus\x12\x0f\n\x07has_key\x18\x07 \x01(\x08\x12\x18\n\x0bwebhook_url\x18\x08 \x01(\tH\x02\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0b\n\t_providerB\x08\n\x06_modelB\x0e\n\x0c_webhook_url\"\xe4\x02\n\x12\x43reateAgentRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12,\n\x04name\x18\x02 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$\x12\x35\n\x08provider\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$H\x00\x88\x01\x01\x12\x32\n\x05model\x18\x04 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$H\x01\x88\x01\x01\x12\x31\n\x0bwebhook_url\x18\x05 \x01(\tB\x17\xbaH\x14r\x12\x18\x80\x10\x32\n^https?://\x88\x01\x01H\x02\x88\x01\x01\x12.\n\nrequest_id\x18\x06 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[\\x21-\\x7e]{0,64}$B\x0b\n\t_providerB\x08\n\x06_modelB\x0e\n\x0c_webhook_url\"5\n\x13\x43reateAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"<\n\x0fGetAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{0,32}$\"2\n\x10GetAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"z\n\x11ListAgentsRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"N\n\x12ListAgentsResponse\x12\x1f\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x0f.pilot.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x90\x03\n\x12UpdateAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12*\n\x04name\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$\x12\x35\n\x08provider\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$H\x00\x88\x01\x01\x12\x32\n\x05model\x18\x04 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$H\x01\x88\x01\x01\x12\x31\n\x0bwebhook_url\x18\x05 \x01(\tB\x17\xbaH\x14r\x12\x18\x80\x10\x32\n^https?://\x88\x01\x01H\x02\x88\x01\x01\x12^\n\x0bupdate_mask\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB-\xbaH*\xc8\x01\x01\xe2\x01$\x12\x04name\x12\x08provider\x12\x05model\x12\x0bwebhook_urlB\x0b\n\t_providerB\x08\n\x06_modelB\x0e\n\x0c_webhook_url\"5\n\x13UpdateAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\">\n\x11PauseAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"4\n\x12PauseAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"=\n\x10\x46lagAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"3\n\x11\x46lagAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"?\n\x12ResumeAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"5\n\x13ResumeAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"?\n\x12\x44\x65leteAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"\x15\n\x13\x44\x65leteAgentResponse\"A\n\x14IssueAgentKeyRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"G\n\x15IssueAgentKeyResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\x12\x0e\n\x06secret\x18\x02 \x01(\t\"B\n\x15RevokeAgentKeyRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"8\n\x16RevokeAgentKeyResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent*\x93\x01\n\x0b\x41gentStatus\x12\x1c\n\x18\x41GENT_STATUS_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41GENT_STATUS_ACTIVE\x10\x01\x12\x17\n\x13\x41GENT_STATUS_PAUSED\x10\x02\x12\x16\n\x12\x41GENT_STATUS_ERROR\x10\x03\x12\x1c\n\x18\x41GENT_STATUS_NEEDS_SETUP\x10\x04\x32\x80\x06\n\x0c\x41gentService\x12J\n\x0b\x43reateAgent\x12\x1c.pilot.v1.CreateAgentRequest\x1a\x1d.pilot.v1.CreateAgentResponse\x12\x41\n\x08GetAgent\x12\x19.pilot.v1.GetAgentRequest\x1a\x1a.pilot.v1.GetAgentResponse\x12G\n\nListAgents\x12\x1b.pilot.v1.ListAgentsRequest\x1a\x1c.pilot.v1.ListAgentsResponse\x12J\n\x0bUpdateAgent\x12\x1c.pilot.v1.UpdateAgentRequest\x1a\x1d.pilot.v1.UpdateAgentResponse\x12G\n\nPauseAgent\x12\x1b.pilot.v1.PauseAgentRequest\x1a\x1c.pilot.v1.PauseAgentResponse\x12\x44\n\tFlagAgent\x12\x1a.pilot.v1.FlagAgentRequest\x1a\x1b.pilot.v1.FlagAgentResponse\x12J\n\x0bResumeAgent\x12\x1c.pilot.v1.ResumeAgentRequest\x1a\x1d.pilot.v1.ResumeAgentResponse\x12J\n\x0b\x44\x65leteAgent\x12\x1c.pilot.v1.DeleteAgentRequest\x1a\x1d.pilot.v1.DeleteAgentResponse\x12P\n\rIssueAgentKey\x12\x1e.pilot.v1.IssueAgentKeyRequest\x1a\x1f.pilot.v1.IssueAgentKeyResponse\x12S\n\x0eRevokeAgentKey\x12\x1f.pilot.v1.RevokeAgentKeyRequest\x1a .pilot.v1.RevokeAgentKeyResponseBE\n\x0c\x63om.pilot.v1P\x01Z3github.com/pilot-grpc/pilot/gen/go/pilot/v1;pilotv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pilot/v1/agents.proto\x12\x08pilot.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x02\n\x05\x41gent\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x15\n\x08provider\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05model\x18\x05 \x01(\tH\x01\x88\x01\x01\x12%\n\x06status\x18\x06 \x01(\x0e\x32\x15.pilot.v1.AgentStatus\x12\x0f\n\x07has_key\x18\x07 \x01(\x08\x12\x18\n\x0bwebhook_url\x18\x08 \x01(\tH\x02\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0b\n\t_providerB\x08\n\x06_modelB\x0e\n\x0c_webhook_url\"\xe4\x02\n\x12\x43reateAgentRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12,\n\x04name\x18\x02 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$\x12\x35\n\x08provider\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$H\x00\x88\x01\x01\x12\x32\n\x05model\x18\x04 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$H\x01\x88\x01\x01\x12\x31\n\x0bwebhook_url\x18\x05 \x01(\tB\x17\xbaH\x14r\x12\x18\x80\x10\x32\n^https?://\x88\x01\x01H\x02\x88\x01\x01\x12.\n\nrequest_id\x18\x06 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[\\x21-\\x7e]{0,64}$B\x0b\n\t_providerB\x08\n\x06_modelB\x0e\n\x0c_webhook_url\"5\n\x13\x43reateAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"<\n\x0fGetAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{0,32}$\"2\n\x10GetAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"z\n\x11ListAgentsRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"N\n\x12ListAgentsResponse\x12\x1f\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x0f.pilot.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc0\x04\n\x12UpdateAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12*\n\x04name\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$\x12\x35\n\x08provider\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$H\x00\x88\x01\x01\x12\x32\n\x05model\x18\x04 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$H\x01\x88\x01\x01\x12\x31\n\x0bwebhook_url\x18\x05 \x01(\tB\x17\xbaH\x14r\x12\x18\x80\x10\x32\n^https?://\x88\x01\x01H\x02\x88\x01\x01\x12\x8d\x02\n\x0bupdate_mask\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\xdb\x01\xbaH\xd7\x01\xba\x01\xa9\x01\n\x18update_mask.whole_fields\x12\x30must name 1 to 16 fields, and no part of a field\x1a[size(this.paths) > 0 && size(this.paths) <= 16 && this.paths.all(path, !path.contains(\'.\'))\xc8\x01\x01\xe2\x01$\x12\x04name\x12\x08provider\x12\x05model\x12\x0bwebhook_urlB\x0b\n\t_providerB\x08\n\x06_modelB\x0e\n\x0c_webhook_url\"5\n\x13UpdateAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\">\n\x11PauseAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"4\n\x12PauseAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"=\n\x10\x46lagAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"3\n\x11\x46lagAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"?\n\x12ResumeAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"5\n\x13ResumeAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"?\n\x12\x44\x65leteAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"\x15\n\x13\x44\x65leteAgentResponse\"A\n\x14IssueAgentKeyRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"G\n\x15IssueAgentKeyResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\x12\x0e\n\x06secret\x18\x02 \x01(\t\"B\n\x15RevokeAgentKeyRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"8\n\x16RevokeAgentKeyResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent*\x93\x01\n\x0b\x41gentStatus\x12\x1c\n\x18\x41GENT_STATUS_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41GENT_STATUS_ACTIVE\x10\x01\x12\x17\n\x13\x41GENT_STATUS_PAUSED\x10\x02\x12\x16\n\x12\x41GENT_STATUS_ERROR\x10\x03\x12\x1c\n\x18\x41GENT_STATUS_NEEDS_SETUP\x10\x04\x32\x80\x06\n\x0c\x41gentService\x12J\n\x0b\x43reateAgent\x12\x1c.pilot.v1.CreateAgentRequest\x1a\x1d.pilot.v1.CreateAgentResponse\x12\x41\n\x08GetAgent\x12\x19.pilot.v1.GetAgentRequest\x1a\x1a.pilot.v1.GetAgentResponse\x12G\n\nListAgents\x12\x1b.pilot.v1.ListAgentsRequest\x1a\x1c.pilot.v1.ListAgentsResponse\x12J\n\x0bUpdateAgent\x12\x1c.pilot.v1.UpdateAgentRequest\x1a\x1d.pilot.v1.UpdateAgentResponse\x12G\n\nPauseAgent\x12\x1b.pilot.v1.PauseAgentRequest\x1a\x1c.pilot.v1.PauseAgentResponse\x12\x44\n\tFlagAgent\x12\x1a.pilot.v1.FlagAgentRequest\x1a\x1b.pilot.v1.FlagAgentResponse\x12J\n\x0bResumeAgent\x12\x1c.pilot.v1.ResumeAgentRequest\x1a\x1d.pilot.v1.ResumeAgentResponse\x12J\n\x0b\x44\x65leteAgent\x12\x1c.pilot.v1.DeleteAgentRequest\x1a\x1d.pilot.v1.DeleteAgentResponse\x12P\n\rIssueAgentKey\x12\x1e.pilot.v1.IssueAgentKeyRequest\x1a\x1f.pilot.v1.IssueAgentKeyResponse\x12S\n\x0eRevokeAgentKey\x12\x1f.pilot.v1.RevokeAgentKeyRequest\x1a .pilot.v1.RevokeAgentKeyResponseBE\n\x0c\x63om.pilot.v1P\x01Z3github.com/pilot-grpc/pilot/gen/go/pilot/v1;pilotv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -66,7 +66,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATEAGENTREQUEST'].fields_by_name['webhook_url']._loaded_options = None
   _globals['_UPDATEAGENTREQUEST'].fields_by_name['webhook_url']._serialized_options = b'\272H\024r\022\030\200\0202\n^https?://\210\001\001'
   _globals['_UPDATEAGENTREQUEST'].fields_by_name['update_mask']._loaded_options = None
-  _globals['_UPDATEAGENTREQUEST'].fields_by_name['update_mask']._serialized_options = b'\272H*\310\001\001\342\001$\022\004name\022\010provider\022\005model\022\013webhook_url'
+  _globals['_UPDATEAGENTREQUEST'].fields_by_name['update_mask']._serialized_options = b'\272H\327\001\272\001\251\001\n\030update_mask.whole_fields\0220must name 1 to 16 fields, and no part of a field\032[size(this.paths) > 0 && size(this.paths) <= 16 && this.paths.all(path, !path.contains(\'.\'))\310\001\001\342\001$\022\004name\022\010provider\022\005model\022\013webhook_url'
   _globals['_PAUSEAGENTREQUEST'].fields_by_name['agent_id']._loaded_options = None
   _globals['_PAUSEAGENTREQUEST'].fields_by_name['agent_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{1,32}$'
   _globals['_FLAGAGENTREQUEST'].fields_by_name['agent_id']._loaded_options = None
@@ -79,8 +79,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ISSUEAGENTKEYREQUEST'].fields_by_name['agent_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{1,32}$'
   _globals['_REVOKEAGENTKEYREQUEST'].fields_by_name['agent_id']._loaded_options = None
   _globals['_REVOKEAGENTKEYREQUEST'].fields_by_name['agent_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{1,32}$'
-  _globals['_AGENTSTATUS']._serialized_start=2348
-  _globals['_AGENTSTATUS']._serialized_end=2495
+  _globals['_AGENTSTATUS']._serialized_start=2524
+  _globals['_AGENTSTATUS']._serialized_end=2671
   _globals['_AGENT']._serialized_start=132
   _globals['_AGENT']._serialized_end=447
   _globals['_CREATEAGENTREQUEST']._serialized_start=450
@@ -96,33 +96,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTAGENTSRESPONSE']._serialized_start=1101
   _globals['_LISTAGENTSRESPONSE']._serialized_end=1179
   _globals['_UPDATEAGENTREQUEST']._serialized_start=1182
-  _globals['_UPDATEAGENTREQUEST']._serialized_end=1582
-  _globals['_UPDATEAGENTRESPONSE']._serialized_start=1584
-  _globals['_UPDATEAGENTRESPONSE']._serialized_end=1637
-  _globals['_PAUSEAGENTREQUEST']._serialized_start=1639
-  _globals['_PAUSEAGENTREQUEST']._serialized_end=1701
-  _globals['_PAUSEAGENTRESPONSE']._serialized_start=1703
-  _globals['_PAUSEAGENTRESPONSE']._serialized_end=1755
-  _globals['_FLAGAGENTREQUEST']._serialized_start=1757
-  _globals['_FLAGAGENTREQUEST']._serialized_end=1818
-  _globals['_FLAGAGENTRESPONSE']._serialized_start=1820
-  _globals['_FLAGAGENTRESPONSE']._serialized_end=1871
-  _globals['_RESUMEAGENTREQUEST']._serialized_start=1873
-  _globals['_RESUMEAGENTREQUEST']._serialized_end=1936
-  _globals['_RESUMEAGENTRESPONSE']._serialized_start=1938
-  _globals['_RESUMEAGENTRESPONSE']._serialized_end=1991
-  _globals['_DELETEAGENTREQUEST']._serialized_start=1993
-  _globals['_DELETEAGENTREQUEST']._serialized_end=2056
-  _globals['_DELETEAGENTRESPONSE']._serialized_start=2058
-  _globals['_DELETEAGENTRESPONSE']._serialized_end=2079
-  _globals['_ISSUEAGENTKEYREQUEST']._serialized_start=2081
-  _globals['_ISSUEAGENTKEYREQUEST']._serialized_end=2146
-  _globals['_ISSUEAGENTKEYRESPONSE']._serialized_start=2148
-  _globals['_ISSUEAGENTKEYRESPONSE']._serialized_end=2219
-  _globals['_REVOKEAGENTKEYREQUEST']._serialized_start=2221
-  _globals['_REVOKEAGENTKEYREQUEST']._serialized_end=2287
-  _globals['_REVOKEAGENTKEYRESPONSE']._serialized_start=2289
-  _globals['_REVOKEAGENTKEYRESPONSE']._serialized_end=2345
-  _globals['_AGENTSERVICE']._serialized_start=2498
-  _globals['_AGENTSERVICE']._serialized_end=3266
+  _globals['_UPDATEAGENTREQUEST']._serialized_end=1758
+  _globals['_UPDATEAGENTRESPONSE']._serialized_start=1760
+  _globals['_UPDATEAGENTRESPONSE']._serialized_end=1813
+  _globals['_PAUSEAGENTREQUEST']._serialized_start=1815
+  _globals['_PAUSEAGENTREQUEST']._serialized_end=1877
+  _globals['_PAUSEAGENTRESPONSE']._serialized_start=1879
+  _globals['_PAUSEAGENTRESPONSE']._serialized_end=1931
+  _globals['_FLAGAGENTREQUEST']._serialized_start=1933
+  _globals['_FLAGAGENTREQUEST']._serialized_end=1994
+  _globals['_FLAGAGENTRESPONSE']._serialized_start=1996
+  _globals['_FLAGAGENTRESPONSE']._serialized_end=2047
+  _globals['_RESUMEAGENTREQUEST']._serialized_start=2049
+  _globals['_RESUMEAGENTREQUEST']._serialized_end=2112
+  _globals['_RESUMEAGENTRESPONSE']._serialized_start=2114
+  _globals['_RESUMEAGENTRESPONSE']._serialized_end=2167
+  _globals['_DELETEAGENTREQUEST']._serialized_start=2169
+  _globals['_DELETEAGENTREQUEST']._serialized_end=2232
+  _globals['_DELETEAGENTRESPONSE']._serialized_start=2234
+  _globals['_DELETEAGENTRESPONSE']._serialized_end=2255
+  _globals['_ISSUEAGENTKEYREQUEST']._serialized_start=2257
+  _globals['_ISSUEAGENTKEYREQUEST']._serialized_end=2322
+  _globals['_ISSUEAGENTKEYRESPONSE']._serialized_start=2324
+  _globals['_ISSUEAGENTKEYRESPONSE']._serialized_end=2395
+  _globals['_REVOKEAGENTKEYREQUEST']._serialized_start=2397
+  _globals['_REVOKEAGENTKEYREQUEST']._serialized_end=2463
+  _globals['_REVOKEAGENTKEYRESPONSE']._serialized_start=2465
+  _globals['_REVOKEAGENTKEYRESPONSE']._serialized_end=2521
+  _globals['_AGENTSERVICE']._serialized_start=2674
+  _globals['_AGENTSERVICE']._serialized_end=3442
 # @@protoc_insertion_point(module_scope)

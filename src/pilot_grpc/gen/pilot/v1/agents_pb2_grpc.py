@@ -164,8 +164,7 @@ class AgentServiceServicer:
 
     def RevokeAgentKey(self, request, context):
         """RevokeAgentKey takes the agent's key away; every process refuses it within a
-        second. The agent's status stays: its owner can still spend for it. Needs WRITE
-        and EXECUTE.
+        second. The agent's status stays: its owner can still spend for it. Needs WRITE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -378,7 +378,7 @@ class SummarizeSpendResponse(_message.Message):
     def __init__(self, summaries: _Optional[_Iterable[_Union[SpendSummary, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class SpendSummary(_message.Message):
-    __slots__ = ("day", "agent_id", "provider", "model", "confirmed_amount", "pending_amount", "confirmed_count", "pending_count", "failed_count")
+    __slots__ = ("day", "agent_id", "provider", "model", "confirmed_amount", "pending_amount", "confirmed_count", "pending_count", "failed_count", "declined_count")
     DAY_FIELD_NUMBER: _ClassVar[int]
     AGENT_ID_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
@@ -388,6 +388,7 @@ class SpendSummary(_message.Message):
     CONFIRMED_COUNT_FIELD_NUMBER: _ClassVar[int]
     PENDING_COUNT_FIELD_NUMBER: _ClassVar[int]
     FAILED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DECLINED_COUNT_FIELD_NUMBER: _ClassVar[int]
     day: str
     agent_id: str
     provider: str
@@ -397,7 +398,8 @@ class SpendSummary(_message.Message):
     confirmed_count: int
     pending_count: int
     failed_count: int
-    def __init__(self, day: _Optional[str] = ..., agent_id: _Optional[str] = ..., provider: _Optional[str] = ..., model: _Optional[str] = ..., confirmed_amount: _Optional[int] = ..., pending_amount: _Optional[int] = ..., confirmed_count: _Optional[int] = ..., pending_count: _Optional[int] = ..., failed_count: _Optional[int] = ...) -> None: ...
+    declined_count: int
+    def __init__(self, day: _Optional[str] = ..., agent_id: _Optional[str] = ..., provider: _Optional[str] = ..., model: _Optional[str] = ..., confirmed_amount: _Optional[int] = ..., pending_amount: _Optional[int] = ..., confirmed_count: _Optional[int] = ..., pending_count: _Optional[int] = ..., failed_count: _Optional[int] = ..., declined_count: _Optional[int] = ...) -> None: ...
 
 class VerifyLedgerRequest(_message.Message):
     __slots__ = ("vault_id", "page_size", "page_token")

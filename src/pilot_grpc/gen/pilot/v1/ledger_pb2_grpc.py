@@ -40,7 +40,7 @@ class LedgerServiceStub:
     releases, and the vault for funding and refunds. Errors never stick to an id.
 
     After UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED or INTERNAL the outcome is unknown:
-    repeat with the same request_id. After any other error nothing has happened.
+    repeat with the same request_id. After any other error this attempt did nothing.
     """
 
     def __init__(self, channel):
@@ -131,7 +131,7 @@ class LedgerServiceServicer:
     releases, and the vault for funding and refunds. Errors never stick to an id.
 
     After UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED or INTERNAL the outcome is unknown:
-    repeat with the same request_id. After any other error nothing has happened.
+    repeat with the same request_id. After any other error this attempt did nothing.
     """
 
     def Spend(self, request, context):
@@ -338,7 +338,7 @@ class LedgerService:
     releases, and the vault for funding and refunds. Errors never stick to an id.
 
     After UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED or INTERNAL the outcome is unknown:
-    repeat with the same request_id. After any other error nothing has happened.
+    repeat with the same request_id. After any other error this attempt did nothing.
     """
 
     @staticmethod

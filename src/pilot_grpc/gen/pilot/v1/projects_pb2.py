@@ -27,7 +27,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pilot/v1/projects.proto\x12\x08pilot.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xea\x01\n\x07Project\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x18\n\x0b\x64\x65scription\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\'\n\x06status\x18\x04 \x01(\x0e\x32\x17.pilot.v1.ProjectStatus\x12\x10\n\x08vault_id\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0c_description\"\xb4\x01\n\x14\x43reateProjectRequest\x12,\n\x04name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$\x12.\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x18\xe8\x07\x32\n^[^\\x00]*$H\x00\x88\x01\x01\x12.\n\nrequest_id\x18\x03 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[\\x21-\\x7e]{0,64}$B\x0e\n\x0c_description\";\n\x15\x43reateProjectResponse\x12\"\n\x07project\x18\x01 \x01(\x0b\x32\x11.pilot.v1.Project\"@\n\x11GetProjectRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"8\n\x12GetProjectResponse\x12\"\n\x07project\x18\x01 \x01(\x0b\x32\x11.pilot.v1.Project\"O\n\x13ListProjectsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"T\n\x14ListProjectsResponse\x12#\n\x08projects\x18\x01 \x03(\x0b\x32\x11.pilot.v1.Project\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xfe\x01\n\x14UpdateProjectRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12*\n\x04name\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$\x12.\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f\x18\xe8\x07\x32\n^[^\\x00]*$H\x00\x88\x01\x01\x12M\n\x0bupdate_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x1c\xbaH\x19\xc8\x01\x01\xe2\x01\x13\x12\x04name\x12\x0b\x64\x65scriptionB\x0e\n\x0c_description\";\n\x15UpdateProjectResponse\x12\"\n\x07project\x18\x01 \x01(\x0b\x32\x11.pilot.v1.Project\"B\n\x13PauseProjectRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\":\n\x14PauseProjectResponse\x12\"\n\x07project\x18\x01 \x01(\x0b\x32\x11.pilot.v1.Project\"C\n\x14ResumeProjectRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\";\n\x15ResumeProjectResponse\x12\"\n\x07project\x18\x01 \x01(\x0b\x32\x11.pilot.v1.Project\"D\n\x15\x41rchiveProjectRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"<\n\x16\x41rchiveProjectResponse\x12\"\n\x07project\x18\x01 \x01(\x0b\x32\x11.pilot.v1.Project\"C\n\x14\x44\x65leteProjectRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"\x17\n\x15\x44\x65leteProjectResponse*\x82\x01\n\rProjectStatus\x12\x1e\n\x1aPROJECT_STATUS_UNSPECIFIED\x10\x00\x12\x19\n\x15PROJECT_STATUS_ACTIVE\x10\x01\x12\x19\n\x15PROJECT_STATUS_PAUSED\x10\x02\x12\x1b\n\x17PROJECT_STATUS_ARCHIVED\x10\x03\x32\x94\x05\n\x0eProjectService\x12P\n\rCreateProject\x12\x1e.pilot.v1.CreateProjectRequest\x1a\x1f.pilot.v1.CreateProjectResponse\x12G\n\nGetProject\x12\x1b.pilot.v1.GetProjectRequest\x1a\x1c.pilot.v1.GetProjectResponse\x12M\n\x0cListProjects\x12\x1d.pilot.v1.ListProjectsRequest\x1a\x1e.pilot.v1.ListProjectsResponse\x12P\n\rUpdateProject\x12\x1e.pilot.v1.UpdateProjectRequest\x1a\x1f.pilot.v1.UpdateProjectResponse\x12M\n\x0cPauseProject\x12\x1d.pilot.v1.PauseProjectRequest\x1a\x1e.pilot.v1.PauseProjectResponse\x12P\n\rResumeProject\x12\x1e.pilot.v1.ResumeProjectRequest\x1a\x1f.pilot.v1.ResumeProjectResponse\x12S\n\x0e\x41rchiveProject\x12\x1f.pilot.v1.ArchiveProjectRequest\x1a .pilot.v1.ArchiveProjectResponse\x12P\n\rDeleteProject\x12\x1e.pilot.v1.DeleteProjectRequest\x1a\x1f.pilot.v1.DeleteProjectResponseBE\n\x0c\x63om.pilot.v1P\x01Z3github.com/pilot-grpc/pilot/gen/go/pilot/v1;pilotv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pilot/v1/projects.proto\x12\x08pilot.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xea\x01\n\x07Project\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x18\n\x0b\x64\x65scription\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\'\n\x06status\x18\x04 \x01(\x0e\x32\x17.pilot.v1.ProjectStatus\x12\x10\n\x08vault_id\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0c_description\"\xb4\x01\n\x14\x43reateProjectRequest\x12,\n\x04name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$\x12.\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x18\xe8\x07\x32\n^[^\\x00]*$H\x00\x88\x01\x01\x12.\n\nrequest_id\x18\x03 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[\\x21-\\x7e]{0,64}$B\x0e\n\x0c_description\";\n\x15\x43reateProjectResponse\x12\"\n\x07project\x18\x01 \x01(\x0b\x32\x11.pilot.v1.Project\"@\n\x11GetProjectRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"8\n\x12GetProjectResponse\x12\"\n\x07project\x18\x01 \x01(\x0b\x32\x11.pilot.v1.Project\"O\n\x13ListProjectsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"T\n\x14ListProjectsResponse\x12#\n\x08projects\x18\x01 \x03(\x0b\x32\x11.pilot.v1.Project\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xae\x03\n\x14UpdateProjectRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12*\n\x04name\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$\x12.\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f\x18\xe8\x07\x32\n^[^\\x00]*$H\x00\x88\x01\x01\x12\xfc\x01\n\x0bupdate_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\xca\x01\xbaH\xc6\x01\xba\x01\xa9\x01\n\x18update_mask.whole_fields\x12\x30must name 1 to 16 fields, and no part of a field\x1a[size(this.paths) > 0 && size(this.paths) <= 16 && this.paths.all(path, !path.contains(\'.\'))\xc8\x01\x01\xe2\x01\x13\x12\x04name\x12\x0b\x64\x65scriptionB\x0e\n\x0c_description\";\n\x15UpdateProjectResponse\x12\"\n\x07project\x18\x01 \x01(\x0b\x32\x11.pilot.v1.Project\"B\n\x13PauseProjectRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\":\n\x14PauseProjectResponse\x12\"\n\x07project\x18\x01 \x01(\x0b\x32\x11.pilot.v1.Project\"C\n\x14ResumeProjectRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\";\n\x15ResumeProjectResponse\x12\"\n\x07project\x18\x01 \x01(\x0b\x32\x11.pilot.v1.Project\"D\n\x15\x41rchiveProjectRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"<\n\x16\x41rchiveProjectResponse\x12\"\n\x07project\x18\x01 \x01(\x0b\x32\x11.pilot.v1.Project\"C\n\x14\x44\x65leteProjectRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"\x17\n\x15\x44\x65leteProjectResponse*\x82\x01\n\rProjectStatus\x12\x1e\n\x1aPROJECT_STATUS_UNSPECIFIED\x10\x00\x12\x19\n\x15PROJECT_STATUS_ACTIVE\x10\x01\x12\x19\n\x15PROJECT_STATUS_PAUSED\x10\x02\x12\x1b\n\x17PROJECT_STATUS_ARCHIVED\x10\x03\x32\x94\x05\n\x0eProjectService\x12P\n\rCreateProject\x12\x1e.pilot.v1.CreateProjectRequest\x1a\x1f.pilot.v1.CreateProjectResponse\x12G\n\nGetProject\x12\x1b.pilot.v1.GetProjectRequest\x1a\x1c.pilot.v1.GetProjectResponse\x12M\n\x0cListProjects\x12\x1d.pilot.v1.ListProjectsRequest\x1a\x1e.pilot.v1.ListProjectsResponse\x12P\n\rUpdateProject\x12\x1e.pilot.v1.UpdateProjectRequest\x1a\x1f.pilot.v1.UpdateProjectResponse\x12M\n\x0cPauseProject\x12\x1d.pilot.v1.PauseProjectRequest\x1a\x1e.pilot.v1.PauseProjectResponse\x12P\n\rResumeProject\x12\x1e.pilot.v1.ResumeProjectRequest\x1a\x1f.pilot.v1.ResumeProjectResponse\x12S\n\x0e\x41rchiveProject\x12\x1f.pilot.v1.ArchiveProjectRequest\x1a .pilot.v1.ArchiveProjectResponse\x12P\n\rDeleteProject\x12\x1e.pilot.v1.DeleteProjectRequest\x1a\x1f.pilot.v1.DeleteProjectResponseBE\n\x0c\x63om.pilot.v1P\x01Z3github.com/pilot-grpc/pilot/gen/go/pilot/v1;pilotv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,7 +54,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATEPROJECTREQUEST'].fields_by_name['description']._loaded_options = None
   _globals['_UPDATEPROJECTREQUEST'].fields_by_name['description']._serialized_options = b'\272H\021r\017\030\350\0072\n^[^\\x00]*$'
   _globals['_UPDATEPROJECTREQUEST'].fields_by_name['update_mask']._loaded_options = None
-  _globals['_UPDATEPROJECTREQUEST'].fields_by_name['update_mask']._serialized_options = b'\272H\031\310\001\001\342\001\023\022\004name\022\013description'
+  _globals['_UPDATEPROJECTREQUEST'].fields_by_name['update_mask']._serialized_options = b'\272H\306\001\272\001\251\001\n\030update_mask.whole_fields\0220must name 1 to 16 fields, and no part of a field\032[size(this.paths) > 0 && size(this.paths) <= 16 && this.paths.all(path, !path.contains(\'.\'))\310\001\001\342\001\023\022\004name\022\013description'
   _globals['_PAUSEPROJECTREQUEST'].fields_by_name['project_id']._loaded_options = None
   _globals['_PAUSEPROJECTREQUEST'].fields_by_name['project_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{1,32}$'
   _globals['_RESUMEPROJECTREQUEST'].fields_by_name['project_id']._loaded_options = None
@@ -63,8 +63,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ARCHIVEPROJECTREQUEST'].fields_by_name['project_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{1,32}$'
   _globals['_DELETEPROJECTREQUEST'].fields_by_name['project_id']._loaded_options = None
   _globals['_DELETEPROJECTREQUEST'].fields_by_name['project_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{1,32}$'
-  _globals['_PROJECTSTATUS']._serialized_start=1708
-  _globals['_PROJECTSTATUS']._serialized_end=1838
+  _globals['_PROJECTSTATUS']._serialized_start=1884
+  _globals['_PROJECTSTATUS']._serialized_end=2014
   _globals['_PROJECT']._serialized_start=134
   _globals['_PROJECT']._serialized_end=368
   _globals['_CREATEPROJECTREQUEST']._serialized_start=371
@@ -80,25 +80,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTPROJECTSRESPONSE']._serialized_start=819
   _globals['_LISTPROJECTSRESPONSE']._serialized_end=903
   _globals['_UPDATEPROJECTREQUEST']._serialized_start=906
-  _globals['_UPDATEPROJECTREQUEST']._serialized_end=1160
-  _globals['_UPDATEPROJECTRESPONSE']._serialized_start=1162
-  _globals['_UPDATEPROJECTRESPONSE']._serialized_end=1221
-  _globals['_PAUSEPROJECTREQUEST']._serialized_start=1223
-  _globals['_PAUSEPROJECTREQUEST']._serialized_end=1289
-  _globals['_PAUSEPROJECTRESPONSE']._serialized_start=1291
-  _globals['_PAUSEPROJECTRESPONSE']._serialized_end=1349
-  _globals['_RESUMEPROJECTREQUEST']._serialized_start=1351
-  _globals['_RESUMEPROJECTREQUEST']._serialized_end=1418
-  _globals['_RESUMEPROJECTRESPONSE']._serialized_start=1420
-  _globals['_RESUMEPROJECTRESPONSE']._serialized_end=1479
-  _globals['_ARCHIVEPROJECTREQUEST']._serialized_start=1481
-  _globals['_ARCHIVEPROJECTREQUEST']._serialized_end=1549
-  _globals['_ARCHIVEPROJECTRESPONSE']._serialized_start=1551
-  _globals['_ARCHIVEPROJECTRESPONSE']._serialized_end=1611
-  _globals['_DELETEPROJECTREQUEST']._serialized_start=1613
-  _globals['_DELETEPROJECTREQUEST']._serialized_end=1680
-  _globals['_DELETEPROJECTRESPONSE']._serialized_start=1682
-  _globals['_DELETEPROJECTRESPONSE']._serialized_end=1705
-  _globals['_PROJECTSERVICE']._serialized_start=1841
-  _globals['_PROJECTSERVICE']._serialized_end=2501
+  _globals['_UPDATEPROJECTREQUEST']._serialized_end=1336
+  _globals['_UPDATEPROJECTRESPONSE']._serialized_start=1338
+  _globals['_UPDATEPROJECTRESPONSE']._serialized_end=1397
+  _globals['_PAUSEPROJECTREQUEST']._serialized_start=1399
+  _globals['_PAUSEPROJECTREQUEST']._serialized_end=1465
+  _globals['_PAUSEPROJECTRESPONSE']._serialized_start=1467
+  _globals['_PAUSEPROJECTRESPONSE']._serialized_end=1525
+  _globals['_RESUMEPROJECTREQUEST']._serialized_start=1527
+  _globals['_RESUMEPROJECTREQUEST']._serialized_end=1594
+  _globals['_RESUMEPROJECTRESPONSE']._serialized_start=1596
+  _globals['_RESUMEPROJECTRESPONSE']._serialized_end=1655
+  _globals['_ARCHIVEPROJECTREQUEST']._serialized_start=1657
+  _globals['_ARCHIVEPROJECTREQUEST']._serialized_end=1725
+  _globals['_ARCHIVEPROJECTRESPONSE']._serialized_start=1727
+  _globals['_ARCHIVEPROJECTRESPONSE']._serialized_end=1787
+  _globals['_DELETEPROJECTREQUEST']._serialized_start=1789
+  _globals['_DELETEPROJECTREQUEST']._serialized_end=1856
+  _globals['_DELETEPROJECTRESPONSE']._serialized_start=1858
+  _globals['_DELETEPROJECTRESPONSE']._serialized_end=1881
+  _globals['_PROJECTSERVICE']._serialized_start=2017
+  _globals['_PROJECTSERVICE']._serialized_end=2677
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,234 @@
+"""The recount of rows: what is right passes, and every edited field is found and named."""
+
+import itertools
+from datetime import timedelta
+from typing import Any, Final
+
+import pytest
+
+from pilot_grpc.domain import recount
+from pilot_grpc.domain.book import Book
+from pilot_grpc.domain.ids import AgentId, EventId, VaultId
+from pilot_grpc.domain.ledger import (
+    AuthorizeSpend,
+    CaptureSpend,
+    Change,
+    Decline,
+    Event,
+    EventKind,
+    EventStatus,
+    EventType,
+    FailureReason,
+    RecordFunding,
+    Spend,
+)
+from pilot_grpc.domain.recount import Discrepancy, Recorded, Running
+from pilot_grpc.domain.requests import Request
+from tests.domain.examples import NOON, a_rule, a_spender, a_vault
+
+VAULT: Final = VaultId("v")
+AGENT: Final = AgentId("a")
+LATER: Final = NOON + timedelta(days=1)
+
+
+def a_history() -> Book:
+    """A credit, a spend, a decline, and a hold of which a part was captured."""
+    numbers, ids = itertools.count(1), itertools.count(1)
+    book = Book(
+        clock=NOON,
+        vaults={VAULT: a_vault(balance=0)},
+        spenders={AGENT: a_spender(a_rule())},
+        new_event_id=lambda: EventId(f"e{next(ids)}"),
+        open_holds_max=3,
+    )
+    requests = (Request(AGENT, f"r{number}", "", "") for number in numbers)
+    book.answer(RecordFunding(next(requests), VAULT, 1_000))
+    book.answer(Spend(next(requests), VAULT, AGENT, 7, metadata="{}"))
+    book.answer(Spend(next(requests), VAULT, AGENT, 11))
+    held = book.answer(AuthorizeSpend(next(requests), VAULT, AGENT, 10))
+    book.clock += timedelta(minutes=1)
+    book.answer(CaptureSpend(next(requests), VAULT, held.id, 4))
+    return book
+
+
+def recorded(book: Book, number: int) -> tuple[Running, Recorded]:
+    """A change, what it needs, and the vault before it."""
+    changes = {change.revision: change for change in book.changes}
+    change = changes[number]
+    previous = changes.get(change.previous_revision or 0)
+    running = recount.after(changes[number - 1]) if number > 1 else Running()
+    return running, Recorded(change, book.events[change.event_id], previous)
+
+
+def test_what_a_book_wrote_is_right() -> None:
+    """Every change, every event, and the vault that they lead to."""
+    book = a_history()
+    changes = {change.revision: change for change in book.changes}
+
+    assert [recount.check_change(*recorded(book, number)) for number in changes] == [None] * 5
+    assert recount.check_vault(recount.after(changes[5]), book.vaults[VAULT]) is None
+    for event in book.events.values():
+        assert recount.check_event(event, changes[event.revision], 0) is None
+
+
+EDITED_CHANGE: Final = {
+    "revision": 4,
+    "event_id": "e1",
+    "previous_revision": None,
+    "status": EventStatus.PENDING,
+    "amount": -5,
+    "failure_reason": FailureReason.EXPIRED,
+    "tx_hash": "signature",
+    "balance_after": 990,
+    "chain_balance_after": 1,
+    "held_after": 1,
+    "changed_at": LATER,
+    "digest": b"another",
+}
+
+
+@pytest.mark.parametrize("field", EDITED_CHANGE)
+def test_an_edited_change_is_found(field: str) -> None:
+    """In any of its fields; the vault's own id is the page's, so it cannot differ."""
+    book = a_history()
+    running, right = recorded(book, 5)
+    edited = right.change._replace(**{field: EDITED_CHANGE[field]})  # type: ignore[arg-type]
+
+    wrong = recount.check_change(
+        running, right._replace(change=edited, event=book.events[edited.event_id])
+    )
+
+    assert wrong is not None
+    assert (wrong.table, wrong.row) == ("event_changes", f"v {edited.revision}")
+
+
+def test_every_field_of_a_change_was_edited() -> None:
+    assert {*EDITED_CHANGE, "vault_id"} == {*Change._fields}
+
+
+EDITED_EVENT: Final = {
+    "id": "e9",
+    "vault_id": "w",
+    "agent_id": None,
+    "type": EventType.FUNDING,
+    "kind": EventKind.TRANSFER,
+    "status": EventStatus.PENDING,
+    "amount": -5,
+    "authorized_amount": 11,
+    "expires_at": LATER,
+    "failure_reason": FailureReason.RELEASED,
+    "decline": Decline(FailureReason.DAILY_LIMIT),
+    "tx_hash": "signature",
+    "metadata": "[]",
+    "provider": "openai",
+    "model": "gpt-4o",
+    "refunded_event_id": "e1",
+    "created_at": LATER,
+    "updated_at": LATER,
+    "revision": 4,
+}
+
+
+@pytest.mark.parametrize("field", EDITED_EVENT)
+def test_an_edited_event_is_found(field: str) -> None:
+    """By its last change, or by the digests of its changes."""
+    book = a_history()
+    running, right = recorded(book, 5)
+    assert right.event is not None
+    edited = right.event._replace(**{field: EDITED_EVENT[field]})  # type: ignore[arg-type]
+
+    by_change = recount.check_change(running, right._replace(event=edited))
+    by_event = recount.check_event(edited, right.change, 0)
+
+    assert by_change or by_event
+
+
+def test_every_field_of_an_event_was_edited() -> None:
+    assert {*EDITED_EVENT} == {*Event._fields}
+
+
+EDITED_VAULT: Final = {
+    "balance": 990,
+    "chain_balance": 1,
+    "held": 1,
+    "revision": 6,
+    "digest": b"another",
+    "last_change_at": NOON,
+}
+
+
+@pytest.mark.parametrize("field", EDITED_VAULT)
+def test_an_edited_vault_is_found(field: str) -> None:
+    """Its time, too: one that is before its last change would let windows turn back."""
+    book = a_history()
+    vault = book.vaults[VAULT]
+    setattr(vault, field, EDITED_VAULT[field])
+
+    wrong = recount.check_vault(recount.after(book.changes[-1]), vault)
+
+    assert wrong is not None
+    assert (wrong.table, wrong.row, wrong.field) == ("vaults", "v", field)
+
+
+def test_a_vault_without_changes_has_nothing() -> None:
+    """And a digest or a figure that nobody wrote is found."""
+    assert recount.check_vault(Running(), a_vault(balance=0)) is None
+    assert recount.check_vault(Running(), a_vault(balance=1)) is not None
+
+
+def test_a_change_that_is_missing_is_named_by_the_number_that_follows() -> None:
+    book = a_history()
+    running, _ = recorded(book, 3)
+    _, fourth = recorded(book, 4)
+
+    wrong = recount.check_change(running, fourth)
+
+    assert wrong == Discrepancy("event_changes", "v 4", "revision", "3", "4")
+
+
+def test_a_change_whose_event_is_gone_is_named() -> None:
+    running, right = recorded(a_history(), 3)
+
+    wrong = recount.check_change(running, right._replace(event=None))
+
+    assert wrong is not None
+    assert (wrong.row, wrong.field) == ("v 3", "event_id")
+
+
+def test_an_event_without_a_change_is_named() -> None:
+    """Added by hand, or with the number of another event's change."""
+    book = a_history()
+    event = book.events[EventId("e3")]
+
+    for last in (None, book.changes[0]):
+        wrong = recount.check_event(event, last, 0)
+        assert wrong is not None
+        assert (wrong.table, wrong.row, wrong.field) == ("events", "e3", "revision")
+
+
+def test_refunds_of_more_than_was_spent_are_named() -> None:
+    book = a_history()
+    event, change = book.events[EventId("e2")], book.changes[1]
+
+    assert recount.check_event(event, change, 7) is None
+    wrong = recount.check_event(event, change, 8)
+    assert wrong == Discrepancy("events", "e2", "refunded", "at most 7", "8")
+
+
+def test_windows_that_were_opened_in_the_future_are_named() -> None:
+    """They would never turn; the vault's last change is the latest that can have opened them."""
+    vault = a_history().vaults[VAULT]
+
+    assert recount.check_window("a", vault.last_change_at, vault) is None
+    wrong = recount.check_window("a", LATER, vault)
+    assert wrong is not None
+    assert (wrong.table, wrong.row, wrong.field) == ("agent_budget_rules", "a", "last_reset_at")
+
+
+@pytest.mark.parametrize("field", ["first", "second"])
+def test_a_counter_that_differs_is_named(field: str) -> None:
+    counted: dict[str, Any] = {"first": 1, "second": 2}
+
+    wrong = recount.check_counters("rules", "a", counted, counted | {field: 3})
+
+    assert wrong == Discrepancy("rules", "a", field, str(counted[field]), "3")
