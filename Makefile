@@ -75,7 +75,7 @@ lock: setup ## Pin the newest versions that pyproject.toml allows
 		--output-file requirements-dev.lock
 
 bench: setup ## Measure spends through gRPC against pgbench on one row
-	@$(BIN)/python bench/spend.py
+	@$(BIN)/python -m bench.spend
 
 db-migrate: $(VENV)/runtime.stamp ## Apply the pending migrations
 	@$(BIN)/pilot db migrate

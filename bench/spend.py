@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import uvloop
@@ -169,7 +169,7 @@ async def _call(
 
     async def caller(number: int) -> None:
         nonlocal done
-        call = channels[number % len(channels)].unary_unary(method)
+        call: Any = channels[number % len(channels)].unary_unary(method)
         turn = f"{time.time_ns()}-{number}"
         at = 0
         while time.perf_counter() < until:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -59,7 +60,12 @@ class HandClock:
 
 def settings(url: str, **changes: object) -> Settings:
     """Settings for a test's database."""
-    base = Settings(database_url=url, database_direct_url=url, wrapping_key=WRAPPING_KEY)
+    base = Settings(
+        database_url=url,
+        database_direct_url=url,
+        database_pooler="PILOT_TEST_DATABASE_DIRECT_URL" in os.environ,
+        wrapping_key=WRAPPING_KEY,
+    )
     return replace(base, **changes)  # type: ignore[arg-type]
 
 

@@ -122,6 +122,7 @@ async def running(
     if duties:
         tasks = [
             asyncio.create_task(every(SWEEP_SECONDS, app.expiry.sweep)),
+            asyncio.create_task(every(SWEEP_SECONDS, app.expiry.end_frozen)),
             asyncio.create_task(every(CLEAN_SECONDS, app.expiry.clean)),
             asyncio.create_task(every(WRITE_USES_SECONDS, app.credentials.write_uses)),
         ]

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import grpc
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
 METADATA_BYTES_MAX: Final = 16 * 1024
 HEALTH_SECONDS: Final = 1.0
+FLUSH_SECONDS: Final = 1.0
 
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -72,6 +73,7 @@ class Server:
     database: Database
     calls: Calls
     servicers: tuple[Any, ...]
+    _answered: bool | None = field(default=None, init=False)
 
     async def run(self, ready: Callable[[str], None]) -> None:
         """Serve until SIGTERM or SIGINT. `ready` is told the address."""
@@ -90,6 +92,7 @@ class Server:
         health_servicer = health.aio.HealthServicer()
         self._add_services(server, health_servicer)
         address = self._bind(server)
+        await self._tell_health(health_servicer)
         await server.start()
         log.info("listening on %s", address)
         watching = asyncio.create_task(self._watch_health(health_servicer))
@@ -98,9 +101,9 @@ class Server:
         log.info("draining")
         watching.cancel()
         await health_servicer.enter_graceful_shutdown()
-        seconds = self.settings.drain_grace.total_seconds()
-        await self.calls.drain(seconds)
-        await server.stop(seconds)
+        await self.calls.drain(self.settings.drain_grace.total_seconds())
+        # Only answers that are on their way, and watchers of health, are left.
+        await server.stop(FLUSH_SECONDS)
 
     def _add_services(self, server: Any, health_servicer: Any) -> None:
         for (_, add), servicer in zip(SERVICES, self.servicers, strict=True):
@@ -126,21 +129,24 @@ class Server:
         return f"{host}:{port}"
 
     async def _watch_health(self, servicer: Any) -> None:
-        """Serve while the database answers."""
-        serving = None
         while True:
-            answers = await self._database_answers()
-            if answers is not serving:
-                serving = answers
-                log.log(
-                    logging.INFO if answers else logging.ERROR,
-                    "the database %s",
-                    "answers" if answers else "is away",
-                )
-                status = health_pb2.HealthCheckResponse
-                for name in ("", *SERVICE_NAMES):
-                    await servicer.set(name, status.SERVING if answers else status.NOT_SERVING)
             await asyncio.sleep(HEALTH_SECONDS)
+            await self._tell_health(servicer)
+
+    async def _tell_health(self, servicer: Any) -> None:
+        """Serve while the database answers."""
+        answers = await self._database_answers()
+        if answers is self._answered:
+            return
+        self._answered = answers
+        log.log(
+            logging.INFO if answers else logging.ERROR,
+            "the database %s",
+            "answers" if answers else "is away",
+        )
+        status = health_pb2.HealthCheckResponse
+        for name in ("", *SERVICE_NAMES):
+            await servicer.set(name, status.SERVING if answers else status.NOT_SERVING)
 
     async def _database_answers(self) -> bool:
         try:

@@ -1,22 +1,18 @@
 """VerifyLedger: it accepts every history that was made, and finds every row edited by hand."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
-from pilot_grpc import errors, seed
+from pilot_grpc import errors
 from pilot_grpc.bootstrap import App
-from pilot_grpc.domain.accounts import Caller, CredentialKind
-from pilot_grpc.domain.ids import AgentId, EventId
+from pilot_grpc.domain.ids import EventId
 from pilot_grpc.domain.recount import Discrepancy
 from pilot_grpc.services.recount import Place
 from tests import make
-from tests.conftest import Server
 from tests.make import HandClock
 from tests.services.conftest import StartApp
 
@@ -431,27 +427,3 @@ async def test_two_edits_that_agree_with_each_other_are_found(history: History) 
     found = await history.verify()
     assert found is not None
     assert (found.row, found.field) == (f"{vault_id} {revision}", "digest")
-
-
-@pytest.fixture
-async def alone(database: str, server: Server) -> AsyncIterator[App]:
-    """The services on a database of their own: the demo's ids are fixed."""
-    async with AsyncExitStack() as stack:
-        settings: dict[str, Any] = {"database_pooler": server.pooler}
-        running = make.app(database, duties=False, **settings)
-        yield await stack.enter_async_context(running)
-
-
-@pytest.mark.parametrize("page", [7, 1_000])
-async def test_the_demo_has_a_history_that_is_accepted(
-    alone: App, database: str, page: int
-) -> None:
-    """And one that shows something: events of every status, agents in several states."""
-    await seed.seed(alone.database, make.settings(database))
-
-    owner = Caller(CredentialKind.SESSION, seed.USER, "")
-    demo = make.Spender(owner, seed.PROJECT, seed.VAULT, AgentId(""), "", owner)
-    assert await make.verify(alone, demo, page) is None
-    statuses = await alone.database.pool.fetch("SELECT DISTINCT status FROM agents")
-    assert len(statuses) >= 3
-    assert await make.balance(alone, demo) > 0

@@ -8,7 +8,7 @@ on PostgreSQL and through a transaction-mode pooler.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import asyncpg
@@ -61,6 +61,9 @@ _AWAY: Final = ("08", "53", "57P", "25006", "25P03")
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 _NOTHING_HAPPENED: Final = ("57014", "40001", "40P01", _LOCK_NOT_AVAILABLE)
 
+# What asyncpg raises for a connection that broke: before, during, or between two calls.
+_LOST: Final = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
 
 class Locked(Exception):
     """Somebody else has the lock; nothing happened. Only BEGIN_BRIEF leads here."""
@@ -97,7 +100,7 @@ class Database:
             # A transaction that failed unnoticed answers COMMIT with a rollback.
             if await connection.execute("COMMIT") != "COMMIT":
                 raise RuntimeError("the transaction was rolled back instead of committed")
-        except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
+        except _LOST as error:
             await self.pool.expire_connections()
             raise errors.DatabaseUnavailable(retry_after=RETRY_SECONDS) from error
         except asyncpg.PostgresError as error:
@@ -119,7 +122,7 @@ class Database:
         try:
             connection = await self.pool.acquire(timeout=ACQUIRE_SECONDS_MAX)
             await connection.execute(begin)
-        except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError) as error:
+        except (*_LOST, asyncpg.PostgresError) as error:
             if connection is not None:
                 await self._give_back(connection)
             elif isinstance(error, TimeoutError) and self._is_exhausted():
@@ -144,10 +147,14 @@ class Database:
         try:
             if connection.is_in_transaction():
                 await connection.execute("ROLLBACK", timeout=CONNECT_SECONDS_MAX)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            connection.terminate()
+        except (*_LOST, asyncpg.PostgresError):
+            # A connection that broke has left the pool by itself, and takes no more calls.
+            with suppress(asyncpg.InterfaceError):
+                connection.terminate()
         finally:
-            await self.pool.release(connection)
+            # One that cannot be given back is closed; what happened before is the answer.
+            with suppress(*_LOST):
+                await self.pool.release(connection)
 
     async def close(self) -> None:
         """Close all connections once they are given back."""

@@ -5,7 +5,7 @@ both sides.
 """
 
 from collections.abc import Collection
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from pilot_grpc.db.connection import Connection, Record
@@ -113,6 +113,19 @@ SELECT vault_id
  GROUP BY vault_id
  ORDER BY min(expires_at)
  LIMIT $1::integer
+"""
+
+# A process that freezes while it copies rows would keep its locks for ever: no time-out
+# of PostgreSQL ends a session that waits for the rows of a COPY.
+END_FROZEN_COPIES: Final = """
+SELECT count(pg_terminate_backend(pid))
+  FROM pg_stat_activity
+ WHERE datname = current_database()
+   AND usename = current_user
+   AND state = 'active'
+   AND wait_event = 'ClientRead'
+   AND query LIKE 'COPY "event%) FROM STDIN (FORMAT binary)%'
+   AND state_change < clock_timestamp() - $1::interval
 """
 
 SELECT_REFUNDED: Final = """
@@ -305,6 +318,12 @@ async def select_open_holds_of_agent(
 async def select_vaults_with_overdue_holds(conn: Connection, limit: int) -> list[VaultId]:
     """Find vaults whose holds the sweeper should settle."""
     return [row["vault_id"] for row in await conn.fetch(SELECT_VAULTS_WITH_OVERDUE_HOLDS, limit)]
+
+
+async def end_frozen_copies(conn: Connection, after: timedelta) -> int:
+    """End the sessions that have waited too long for the rows of a batch; say how many."""
+    count: int = await conn.fetchval(END_FROZEN_COPIES, after)
+    return count
 
 
 async def select_refunded(conn: Connection, ids: Collection[EventId]) -> dict[EventId, int]:

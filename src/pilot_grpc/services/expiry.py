@@ -20,6 +20,8 @@ SWEEP_SECONDS: Final = 1.0
 SWEEP_VAULTS_MAX: Final = 100
 SWEEP_TURNS_MAX: Final = 100
 CLEAN_SECONDS: Final = 600.0
+# As long as PostgreSQL itself waits for a process that froze elsewhere in a transaction.
+FROZEN_MAX: Final = timedelta(seconds=15)
 
 
 async def every(seconds: float, duty: Callable[[], Awaitable[object]]) -> None:
@@ -53,6 +55,13 @@ class Expiry:
             for outcome in await asyncio.gather(*settled, return_exceptions=True):
                 if isinstance(outcome, Exception):
                     raise outcome
+
+    async def end_frozen(self) -> None:
+        """End the sessions of processes that froze while they wrote, and free their locks."""
+        async with self._database.transaction() as conn:
+            ended = await ledger_db.end_frozen_copies(conn, FROZEN_MAX)
+        if ended:
+            log.error("%d sessions had frozen while they wrote, and were ended", ended)
 
     async def clean(self) -> None:
         """Remove old answers, sign-in windows and sessions."""
