@@ -129,10 +129,9 @@ class History:
         return self.requests[-1]
 
     async def _send(self, request: model.Request) -> None:
-        request.sent_at.append(next(self._steps))
-        place = self.chance.choice(self.places)
-        request.outcomes.append(await place.ask(request.asked, request.request_id))
-        request.answered_at.append(next(self._steps))
+        place, sent_at = self.chance.choice(self.places), next(self._steps)
+        outcome = await place.ask(request.asked, request.request_id)
+        request.sendings.append(model.Sending(sent_at, next(self._steps), outcome))
 
     async def _own(self) -> None:
         """Change limits and statuses without a break, one after another."""

@@ -72,19 +72,33 @@ class Asked(NamedTuple):
     pending: bool = False
 
 
+class Sending(NamedTuple):
+    """One time that a request was sent: when, when it came back, and with what."""
+
+    sent_at: int
+    back_at: int
+    outcome: Answer | Refused
+
+
 @dataclass
 class Request:
-    """One request_id: what it asked, how often it was sent, and what came back each time."""
+    """One request_id: what it asked, and how it went each time that it was sent."""
 
     asked: Asked
     request_id: str
-    sent_at: list[int] = field(default_factory=list)
-    answered_at: list[int] = field(default_factory=list)
-    outcomes: list[Answer | Refused] = field(default_factory=list)
+    sendings: list[Sending] = field(default_factory=list)
 
     @property
     def answers(self) -> list[Answer]:
-        return [outcome for outcome in self.outcomes if isinstance(outcome, Answer)]
+        return [each.outcome for each in self.sendings if isinstance(each.outcome, Answer)]
+
+    @property
+    def first_sent_at(self) -> int:
+        return min(each.sent_at for each in self.sendings)
+
+    @property
+    def answered_at(self) -> int:
+        return min(each.back_at for each in self.sendings if isinstance(each.outcome, Answer))
 
 
 class Limits(NamedTuple):
@@ -372,10 +386,12 @@ def _check_outcomes(model: Model, rows: Sequence[Row], request: Request) -> None
         row = rows[answer.revision - 1]
         told = Answer(row.event_id, row.revision, row.status, row.amount, row.reason, None)
         require(told._replace(decline=row.decline), answer, f"the answer to {request}")
-    for outcome in request.outcomes:
-        if isinstance(outcome, Refused):
-            require([], request.answers, f"{request} was refused and answered")
-            _check_refusal(model, request.asked, outcome.reason)
+    for sending in request.sendings:
+        if isinstance(sending.outcome, Refused):
+            # Errors never stick, so an answer may follow a refusal; but answers do stick.
+            late = request.answers and sending.sent_at > request.answered_at
+            must(not late, f"{request} was refused after it was answered")
+            _check_refusal(model, request.asked, sending.outcome.reason)
 
 
 def _check_refusal(model: Model, asked: Asked, reason: str) -> None:
@@ -401,6 +417,6 @@ def _check_order(asked_for: dict[int, Request]) -> None:
     """Whoever had an answer before another asked stands before it in the ledger."""
     latest_sent = 0
     for _, request in sorted(asked_for.items()):
-        latest_sent = max(latest_sent, min(request.sent_at))
-        in_time = min(request.answered_at) > latest_sent
+        latest_sent = max(latest_sent, request.first_sent_at)
+        in_time = request.answered_at > latest_sent
         must(in_time, f"{request} stands behind what was asked after its answer")

@@ -218,6 +218,21 @@ def test_a_decline_comes_before_the_limit_of_open_holds() -> None:
     assert book.answer(hold(11)).failure_reason is FailureReason.PER_TX_LIMIT
 
 
+def test_refunds_of_one_spend_add_up_to_at_most_what_it_took() -> None:
+    """Three, then three of seven: the last unit is left, and two are refused."""
+    book = a_book()
+    spent = book.answer(spend(7))
+    book.answer(refund(spent, 3))
+    book.answer(refund(spent, 3))
+
+    with pytest.raises(errors.RefundExceedsSpend) as refusal:
+        book.answer(refund(spent, 2))
+
+    assert refusal.value.metadata == {"remaining": "1"}
+    book.answer(refund(spent, 1))
+    assert book.vaults[VAULT].balance == 1_000
+
+
 def test_one_unknown_agent_refuses_a_batch_whole() -> None:
     """Nothing before it was decided either."""
     book = a_book()
@@ -377,6 +392,7 @@ class _History:
         self.requests: list[model.Request] = []
         self.settings = []
         self.past: list[Command] = []
+        self.steps = itertools.count(1)
         for agent_id, config in AGENTS.items():
             limits = config.limits
             rule = limits and a_rule(
@@ -429,17 +445,15 @@ class _History:
         return fail(event) if amount % 2 else confirm(event)
 
     def _answer(self, command: Command) -> None:
-        sent = len(self.requests)
-        request = self._request_of(command)
-        request.sent_at.append(2 * sent)
+        request, sent_at = self._request_of(command), next(self.steps)
+        outcome: model.Answer | model.Refused
         try:
-            event = self.book.answer(command)
+            outcome = answer_of(self.book.answer(command))
         except errors.PilotError as refusal:
-            request.outcomes.append(model.Refused(refusal.reason))
+            outcome = model.Refused(refusal.reason)
         else:
-            request.outcomes.append(answer_of(event))
             self.past.append(command)
-        request.answered_at.append(2 * sent + 1)
+        request.sendings.append(model.Sending(sent_at, next(self.steps), outcome))
 
     def _request_of(self, command: Command) -> model.Request:
         for request in self.requests:

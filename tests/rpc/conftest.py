@@ -30,10 +30,21 @@ async def pilot(database: str) -> AsyncIterator[Pilot]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(server: Server, template: str) -> AsyncIterator[Pilot]:
+async def shared_database(server: Server, template: str) -> AsyncIterator[str]:
+    """The URL of a database for all tests of a module."""
+    async with server.new_database(template) as name:
+        yield with_database(server.url, name)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(shared_database: str) -> AsyncIterator[Pilot]:
     """A server for all tests of a module, which must leave alone what is not theirs."""
-    async with (
-        server.new_database(template) as name,
-        serving(with_database(server.url, name)) as running,
-    ):
+    async with serving(shared_database) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def another(shared_database: str) -> AsyncIterator[Pilot]:
+    """A second server on the database of `shared`."""
+    async with serving(shared_database) as running:
         yield running

@@ -95,7 +95,7 @@ def read(error: grpc.aio.AioRpcError) -> Refusal:
     )
 
 
-async def refusal(call: Awaitable[Message]) -> Refusal:
+async def refusal(call: Awaitable[object]) -> Refusal:
     """Wait for a call that is refused; OK stands for one that is not."""
     try:
         await call
@@ -104,7 +104,7 @@ async def refusal(call: Awaitable[Message]) -> Refusal:
     return Refusal("OK")
 
 
-async def raw_refusal(call: Awaitable[Message]) -> tuple[str, str | None, bytes]:
+async def raw_refusal(call: Awaitable[object]) -> tuple[str, str | None, bytes]:
     """Wait for a call that is refused; give all that its caller can see, but for the time."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
@@ -117,7 +117,7 @@ async def raw_refusal(call: Awaitable[Message]) -> tuple[str, str | None, bytes]
     return caught.value.code().name, caught.value.details(), details
 
 
-async def code(call: Awaitable[Message]) -> str:
+async def code(call: Awaitable[object]) -> str:
     """Wait for a call, and say how it ended: `OK`, or the code of its error."""
     return (await refusal(call)).code
 

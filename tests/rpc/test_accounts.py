@@ -622,11 +622,13 @@ async def test_there_is_an_end_to_how_many_one_may_have(database: str, resource:
         request.ClearField("request_id")
         elsewhere = another.nobody.with_credential(tenant.owner.credential)
 
-        answers = await asyncio.gather(
-            *(refusal(caller(request)) for caller in (tenant.owner, elsewhere, tenant.owner))
-        )
+        callers = [tenant.owner, elsewhere] * 10
+        warm = projects_pb2.ListProjectsRequest()
+        await asyncio.gather(*(caller(warm) for caller in callers for _ in range(3)))
+
+        answers = await asyncio.gather(*(refusal(caller(request)) for caller in callers))
 
         full = Refusal(
             "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED", {"resource": resource, "limit": str(limit)}
         )
-        assert sorted(answers, key=lambda each: each.code) == [Refusal("OK"), full, full]
+        assert sorted(answers, key=lambda each: each.code) == [Refusal("OK")] + [full] * 19

@@ -198,7 +198,9 @@ async def test_sign_ins_beyond_what_can_be_hashed_are_refused_at_once(
     assert await code(get_vault(tenant)) == "OK"
 
 
-async def test_a_storm_of_cancelled_calls_leaves_the_server_whole(database: str) -> None:
+async def test_a_storm_of_cancelled_calls_leaves_the_server_whole(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Callers leave at any moment; every connection comes back, and every unit is accounted for."""
     async with serving(database) as pilot:
         tenant = await pilot.tenant(balance=10_000)
@@ -221,9 +223,12 @@ async def test_a_storm_of_cancelled_calls_leaves_the_server_whole(database: str)
         assert not verified.HasField("discrepancy")
         for pool in (pilot.app.database.pool, pilot.app.door.pool):
             assert pool.get_idle_size() == pool.get_size()
+        assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
 
 
-async def test_a_storm_on_slow_reads_leaves_the_pool_whole(pilot: Pilot) -> None:
+async def test_a_storm_on_slow_reads_leaves_the_pool_whole(
+    pilot: Pilot, caplog: pytest.LogCaptureFixture
+) -> None:
     """Cancelled in the middle of a statement, a connection is given back clean."""
     tenant = await pilot.tenant()
 
@@ -242,6 +247,7 @@ async def test_a_storm_on_slow_reads_leaves_the_pool_whole(pilot: Pilot) -> None
     assert {len(answer.projects) for answer in read} == {1}
     pool = pilot.app.database.pool
     assert pool.get_idle_size() == pool.get_size()
+    assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
 
 
 async def test_a_decision_that_its_caller_did_not_wait_for_can_be_asked_again(
@@ -343,55 +349,81 @@ async def test_a_call_that_outlasts_the_grace_is_cut_off(
 PASSWORDS = ("canary-first-password", "canary-second-password", "canary-wrong-password")
 
 
-async def use_every_secret(pilot: Pilot, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Live a life with passwords and credentials, break things in it, and give what is secret."""
-    nobody = pilot.nobody
-    first, second, wrong = PASSWORDS
-    up = await nobody(accounts_pb2.SignUpRequest(email="a@example.com", password=first, name="Ann"))
-    session = nobody.with_credential(up.session_token)
-    await refusal(nobody(accounts_pb2.SignInRequest(email="a@example.com", password=wrong)))
-    await refusal(
-        session(accounts_pb2.ChangePasswordRequest(current_password=wrong, new_password=second))
-    )
-    await session(accounts_pb2.ChangePasswordRequest(current_password=first, new_password=second))
-    back = await nobody(accounts_pb2.SignInRequest(email="a@example.com", password=second))
-    key = await session(
-        accounts_pb2.CreateApiKeyRequest(
-            name="Key", permissions=[accounts_pb2.PERMISSION_WRITE], request_id="once"
+class Life:
+    """Passwords and credentials in use, and what was said when something went wrong."""
+
+    def __init__(self, pilot: Pilot) -> None:
+        self.nobody = pilot.nobody
+        self.credentials: list[str] = []
+        self.told: list[str] = []
+
+    async def live(self) -> None:
+        """Use everything that is secret, rightly and wrongly."""
+        first, second, wrong = PASSWORDS
+        up = await self.nobody(
+            accounts_pb2.SignUpRequest(email="a@example.com", password=first, name="Ann")
         )
-    )
-    project = await session(projects_pb2.CreateProjectRequest(name="Project"))
-    agent = await session(
-        agents_pb2.CreateAgentRequest(project_id=project.project.id, name="Agent")
-    )
-    agent_key = await session(agents_pb2.IssueAgentKeyRequest(agent_id=agent.agent.id))
-    credentials = [up.session_token, back.session_token, key.secret, agent_key.secret]
-    for credential in credentials:
-        caller = nobody.with_credential(credential)
-        await refusal(caller(accounts_pb2.WhoAmIRequest()))
-        await refusal(caller(pb.SpendRequest(amount=-1)))
-        await refusal(nobody.with_credential(f"{credential}x")(accounts_pb2.WhoAmIRequest()))
-    with monkeypatch.context() as broken:
-        broken.setattr(accounts_db, "INSERT_SESSION", "INSERT INTO sessions (no) VALUES ($1)")
-        broken.setattr(accounts_db, "COUNT_API_KEYS", "SELECT no FROM api_keys")
-        sign_in = accounts_pb2.SignInRequest(email="a@example.com", password=second)
-        create = accounts_pb2.CreateApiKeyRequest(
-            name="Key", permissions=[accounts_pb2.PERMISSION_READ]
+        session = self.nobody.with_credential(up.session_token)
+        change = accounts_pb2.ChangePasswordRequest(current_password=first, new_password=second)
+        await session(change)
+        back = await self.nobody(sign_in(second))
+        key = await session(create_key(request_id="once"))
+        project = await session(projects_pb2.CreateProjectRequest(name="Project"))
+        agent = await session(
+            agents_pb2.CreateAgentRequest(project_id=project.project.id, name="Agent")
         )
-        assert await code(nobody(sign_in)) == "INTERNAL"
-        assert await code(nobody.with_credential(back.session_token)(create)) == "INTERNAL"
-    return [*PASSWORDS, *(credential[3:] for credential in credentials)]
+        issued = await session(agents_pb2.IssueAgentKeyRequest(agent_id=agent.agent.id))
+        self.credentials = [up.session_token, back.session_token, key.secret, issued.secret]
+        await self.fail(self.nobody(sign_in(wrong)))
+        await self.fail(self.nobody(sign_in(first * 10)))
+        await self.fail(session(change))
+        await self.fail(session(create_key(name=key.secret * 3, request_id="once")))
+        for credential in self.credentials:
+            caller = self.nobody.with_credential(credential)
+            await self.fail(caller(pb.SpendRequest(amount=-1)))
+            await self.fail(
+                self.nobody.with_credential(f"{credential}x")(accounts_pb2.WhoAmIRequest())
+            )
+
+    async def break_down(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let statements fail while a password, or a new secret, is in hand."""
+        with monkeypatch.context() as broken:
+            broken.setattr(accounts_db, "INSERT_SESSION", "INSERT INTO sessions (no) VALUES ($1)")
+            broken.setattr(accounts_db, "COUNT_API_KEYS", "SELECT no FROM api_keys")
+            session = self.nobody.with_credential(self.credentials[0])
+            assert await self.fail(self.nobody(sign_in(PASSWORDS[1]))) == "INTERNAL"
+            assert await self.fail(session(create_key())) == "INTERNAL"
+
+    async def fail(self, call: Any) -> str:
+        """Keep all that a caller is told of an error."""
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        self.told.append(f"{caught.value!r} {caught.value.trailing_metadata()!r}")
+        return caught.value.code().name
+
+
+def sign_in(password: str) -> accounts_pb2.SignInRequest:
+    return accounts_pb2.SignInRequest(email="a@example.com", password=password)
+
+
+def create_key(name: str = "Key", request_id: str = "") -> accounts_pb2.CreateApiKeyRequest:
+    return accounts_pb2.CreateApiKeyRequest(
+        name=name, permissions=[accounts_pb2.PERMISSION_WRITE], request_id=request_id
+    )
 
 
 async def test_no_secret_is_ever_told(
     pilot: Pilot, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not in the log at its loudest, tracebacks included, not in a repr, not in a table."""
+    """Not in the log at its loudest, not to a caller in an error, not in a repr or a table."""
     caplog.set_level(logging.DEBUG)
     wrapping = make.WRAPPING_KEY.secret
+    life = Life(pilot)
 
-    secrets = await use_every_secret(pilot, monkeypatch)
+    await life.live()
+    await life.break_down(monkeypatch)
 
+    secrets = [*PASSWORDS, *(credential[3:] for credential in life.credentials)]
     rows = await pilot.pool.fetch(
         "SELECT vault_id, address, version, wrapping_key_id, wrapped_data_key, sealed_secret"
         "  FROM vault_keys"
@@ -405,5 +437,6 @@ async def test_no_secret_is_ever_told(
     assert "Traceback" in caplog.text
     for secret in secrets:
         assert secret not in caplog.text
+        assert secret not in "\n".join(life.told)
         assert secret not in reprs
         assert secret not in dump

@@ -27,12 +27,14 @@ from tests.rpc.serving import (
     with_key,
 )
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 BALANCE = 1_000
 PER_TX_LIMIT = 400
 
 
-async def new_tenant(pilot: Pilot) -> Tenant:
-    tenant = await pilot.tenant(balance=BALANCE, per_tx_limit=PER_TX_LIMIT)
+async def new_tenant(shared: Pilot) -> Tenant:
+    tenant = await shared.tenant(balance=BALANCE, per_tx_limit=PER_TX_LIMIT)
     await tenant.owner(
         agents_pb2.UpdateAgentRequest(
             agent_id=tenant.agent_id,
@@ -167,30 +169,29 @@ async def change_everything(tenant: Tenant, events: Iterable[pb.Event]) -> None:
 
 @pytest.mark.parametrize("prepare", MOVES_MONEY, ids=lambda each: each.__name__)
 async def test_a_repetition_gets_the_bytes_of_the_first_answer(
-    database: str, prepare: Prepare
+    shared: Pilot, another: Pilot, prepare: Prepare
 ) -> None:
     """Whatever has changed since, whoever asks, on every server; and it changes nothing."""
-    async with serving(database) as pilot, serving(database) as another:
-        tenant = await new_tenant(pilot)
-        request = await prepare(tenant)
-        caller = caller_of(prepare, tenant)
+    tenant = await new_tenant(shared)
+    request = await prepare(tenant)
+    caller = caller_of(prepare, tenant)
 
-        first = await caller.raw(request)
-        await change_everything(tenant, events_of(answer_to(request, first)))
-        before = await pilot.dump()
-        again = [
-            await caller.raw(request),
-            await another.nobody.with_credential(caller.credential).raw(request),
-        ]
+    first = await caller.raw(request)
+    await change_everything(tenant, events_of(answer_to(request, first)))
+    before = await shared.dump()
+    again = [
+        await caller.raw(request),
+        await another.nobody.with_credential(caller.credential).raw(request),
+    ]
 
-        assert again == [first, first]
-        assert await pilot.dump() == before
+    assert again == [first, first]
+    assert await shared.dump() == before
 
 
 @pytest.mark.parametrize("prepare", OF_AGENT, ids=lambda each: each.__name__)
-async def test_the_owner_may_repeat_what_the_agent_asked(pilot: Pilot, prepare: Prepare) -> None:
+async def test_the_owner_may_repeat_what_the_agent_asked(shared: Pilot, prepare: Prepare) -> None:
     """The scope is the agent, whoever calls; the agent may name itself or not."""
-    tenant = await new_tenant(pilot)
+    tenant = await new_tenant(shared)
     request = await prepare(tenant)
     first = await tenant.agent(request)
 
@@ -201,38 +202,39 @@ async def test_the_owner_may_repeat_what_the_agent_asked(pilot: Pilot, prepare: 
     elif isinstance(named, pb.BatchSpendRequest):
         for each in named.spends:
             each.agent_id = tenant.agent_id
-    before = await pilot.dump()
+    before = await shared.dump()
     by_owner = await tenant.owner(named)
     by_agent = await tenant.agent(named)
 
     assert by_agent == first
     assert [event.id for event in events_of(by_owner)] == [event.id for event in events_of(first)]
-    assert await pilot.dump() == before
+    assert await shared.dump() == before
 
 
 @pytest.mark.parametrize("prepare", MOVES_MONEY, ids=lambda each: each.__name__)
-async def test_concurrent_repetitions_are_one(database: str, prepare: Prepare) -> None:
+async def test_concurrent_repetitions_are_one(
+    shared: Pilot, another: Pilot, prepare: Prepare
+) -> None:
     """Ten at once on each of two servers: the same bytes for all, and one effect."""
-    async with serving(database) as pilot, serving(database) as another:
-        tenant = await new_tenant(pilot)
-        request = await prepare(tenant)
-        caller = caller_of(prepare, tenant)
-        elsewhere = another.nobody.with_credential(caller.credential)
-        changes = "SELECT count(*) FROM event_changes"
-        before = await pilot.pool.fetchval(changes)
+    tenant = await new_tenant(shared)
+    request = await prepare(tenant)
+    caller = caller_of(prepare, tenant)
+    elsewhere = another.nobody.with_credential(caller.credential)
+    changes = "SELECT count(*) FROM event_changes"
+    before = await shared.pool.fetchval(changes)
 
-        answers = await asyncio.gather(
-            *(each.raw(request) for each in (caller, elsewhere) for _ in range(10))
-        )
+    answers = await asyncio.gather(
+        *(each.raw(request) for each in (caller, elsewhere) for _ in range(10))
+    )
 
-        assert len(set(answers)) == 1
-        made = len(events_of(answer_to(request, answers[0])))
-        assert await pilot.pool.fetchval(changes) == before + made
+    assert len(set(answers)) == 1
+    made = len(events_of(answer_to(request, answers[0])))
+    assert await shared.pool.fetchval(changes) == before + made
 
 
-async def test_a_spend_of_a_batch_is_a_spend_of_its_own(pilot: Pilot) -> None:
+async def test_a_spend_of_a_batch_is_a_spend_of_its_own(shared: Pilot) -> None:
     """It can be repeated alone, or in another batch, and stays what it was."""
-    tenant = await new_tenant(pilot)
+    tenant = await new_tenant(shared)
     request = await batch(tenant)
     assert isinstance(request, pb.BatchSpendRequest)
     alone = await tenant.agent(request.spends[1])
@@ -272,27 +274,27 @@ OTHERWISE: list[tuple[Prepare, dict[str, Any], str]] = [
     ids=[f"{each[0].__name__}-{each[2]}" for each in OTHERWISE],
 )
 async def test_another_request_under_a_used_id_names_what_differs(
-    pilot: Pilot, prepare: Prepare, changed: dict[str, Any], fields: str
+    shared: Pilot, prepare: Prepare, changed: dict[str, Any], fields: str
 ) -> None:
-    tenant = await new_tenant(pilot)
+    tenant = await new_tenant(shared)
     request = await prepare(tenant)
     caller = caller_of(prepare, tenant)
     await caller(request)
     kept = {field.name: value for field, value in request.ListFields() if field.name not in changed}
-    before = await pilot.dump()
+    before = await shared.dump()
 
     found = await refusal(caller(type(request)(**{**kept, **changed})))
 
     reused = {"request_id": kept["request_id"], "fields": fields}
     assert found == Refusal("ALREADY_EXISTS", "REQUEST_ID_REUSED", reused)
-    assert await pilot.dump() == before
+    assert await shared.dump() == before
 
 
 @pytest.mark.parametrize(
     "prepare", [capture, release, refund, confirm, fail], ids=lambda each: each.__name__
 )
-async def test_another_event_under_a_used_id_is_named(pilot: Pilot, prepare: Prepare) -> None:
-    tenant = await new_tenant(pilot)
+async def test_another_event_under_a_used_id_is_named(shared: Pilot, prepare: Prepare) -> None:
+    tenant = await new_tenant(shared)
     request, other = await prepare(tenant), await prepare(tenant)
     caller = caller_of(prepare, tenant)
     await caller(request)
@@ -314,9 +316,9 @@ async def on_every_rpc(tenant: Tenant, request_id: str, rpcs: list[Prepare]) -> 
 
 
 @pytest.mark.parametrize("prepare", MOVES_MONEY, ids=lambda each: each.__name__)
-async def test_all_rpcs_of_a_scope_share_their_ids(pilot: Pilot, prepare: Prepare) -> None:
+async def test_all_rpcs_of_a_scope_share_their_ids(shared: Pilot, prepare: Prepare) -> None:
     """Under an id that another RPC answered, each is refused and names `rpc`."""
-    tenant = await new_tenant(pilot)
+    tenant = await new_tenant(shared)
     scope: list[Prepare] = [*OF_VAULT]
     if prepare in OF_AGENT:
         scope = [spend, hold, capture, release]
@@ -330,14 +332,14 @@ async def test_all_rpcs_of_a_scope_share_their_ids(pilot: Pilot, prepare: Prepar
         for each in await on_every_rpc(tenant, request_id, scope)
         if type(each) is not type(first)
     ]
-    before = await pilot.dump()
+    before = await shared.dump()
 
     for other in others:
         found = await refusal(tenant.owner(of_agent(other, tenant)))
         reused = {"request_id": request_id, "fields": "rpc"}
         assert found == Refusal("ALREADY_EXISTS", "REQUEST_ID_REUSED", reused), type(other)
     assert len(others) >= 3
-    assert await pilot.dump() == before
+    assert await shared.dump() == before
 
 
 def of_agent(request: Message, tenant: Tenant) -> Message:
@@ -346,13 +348,13 @@ def of_agent(request: Message, tenant: Tenant) -> Message:
     return request
 
 
-async def test_a_batch_with_a_used_id_is_refused_whole(pilot: Pilot) -> None:
+async def test_a_batch_with_a_used_id_is_refused_whole(shared: Pilot) -> None:
     """One of three was asked otherwise before: nothing of the batch happens."""
-    tenant = await new_tenant(pilot)
+    tenant = await new_tenant(shared)
     request = await batch(tenant)
     assert isinstance(request, pb.BatchSpendRequest)
     await tenant.spend(1, request_id=request.spends[2].request_id)
-    before = await pilot.dump()
+    before = await shared.dump()
 
     found = await refusal(tenant.agent(request))
 
@@ -360,12 +362,12 @@ async def test_a_batch_with_a_used_id_is_refused_whole(pilot: Pilot) -> None:
         "request_id": request.spends[2].request_id,
         "fields": "amount,metadata",
     }
-    assert await pilot.dump() == before
+    assert await shared.dump() == before
 
 
-async def test_two_scopes_do_not_share_their_ids(pilot: Pilot) -> None:
+async def test_two_scopes_do_not_share_their_ids(shared: Pilot) -> None:
     """Two agents of a vault, the vault itself, and its user's Create: four requests, one id."""
-    tenant = await new_tenant(pilot)
+    tenant = await new_tenant(shared)
     _, beside = await tenant.another_agent()
 
     answers = [
@@ -381,10 +383,10 @@ async def test_two_scopes_do_not_share_their_ids(pilot: Pilot) -> None:
     assert made.project.id
 
 
-async def test_errors_do_not_stick_to_an_id(database: str) -> None:
+async def test_errors_do_not_stick_to_an_id(shared_database: str) -> None:
     """What was refused under an id is decided anew under the same id, once it is right."""
-    async with serving(database, open_holds_limit=1) as pilot:
-        tenant = await new_tenant(pilot)
+    async with serving(shared_database, open_holds_limit=1) as strict:
+        tenant = await new_tenant(strict)
         owner, agent_id = tenant.owner, tenant.agent_id
         held = await tenant.hold(30)
         spent = await tenant.spend(30)
@@ -450,9 +452,9 @@ async def test_errors_do_not_stick_to_an_id(database: str) -> None:
         assert (await owner(release_it)).event.failure_reason == pb.FAILURE_REASON_RELEASED
 
 
-async def test_a_decline_sticks_to_its_id(pilot: Pilot) -> None:
+async def test_a_decline_sticks_to_its_id(shared: Pilot) -> None:
     """It was an answer: another attempt is another id."""
-    tenant = await new_tenant(pilot)
+    tenant = await new_tenant(shared)
     await tenant.owner(agents_pb2.PauseAgentRequest(agent_id=tenant.agent_id))
     declined = await tenant.spend(1, request_id="first")
     await tenant.owner(agents_pb2.ResumeAgentRequest(agent_id=tenant.agent_id))
@@ -465,22 +467,20 @@ async def test_a_decline_sticks_to_its_id(pilot: Pilot) -> None:
     assert anew.status == pb.EVENT_STATUS_CONFIRMED
 
 
-async def test_a_deleted_agents_answers_are_kept(database: str) -> None:
+async def test_a_deleted_agents_answers_are_kept(shared: Pilot, another: Pilot) -> None:
     """Its owner gets them again, on a server too that never knew it; nothing new is decided."""
-    async with serving(database) as pilot:
-        tenant = await new_tenant(pilot)
-        request = pb.SpendRequest(agent_id=tenant.agent_id, amount=1, request_id="before")
-        first = await tenant.owner.raw(request)
-        await tenant.owner(agents_pb2.DeleteAgentRequest(agent_id=tenant.agent_id))
-        async with serving(database) as another:
-            for server in (pilot, another):
-                owner = server.nobody.with_credential(tenant.owner.credential)
-                anew = pb.SpendRequest(agent_id=tenant.agent_id, amount=1, request_id="after")
-                listed = await owner(pb.ListEventsRequest(agent_id=tenant.agent_id))
+    tenant = await new_tenant(shared)
+    request = pb.SpendRequest(agent_id=tenant.agent_id, amount=1, request_id="before")
+    first = await tenant.owner.raw(request)
+    await tenant.owner(agents_pb2.DeleteAgentRequest(agent_id=tenant.agent_id))
 
-                assert await owner.raw(request) == first
-                assert (await refusal(owner(anew))).code == "NOT_FOUND"
-                assert [event.amount for event in listed.events] == [-1]
+    for server in (shared, another):
+        owner = server.nobody.with_credential(tenant.owner.credential)
+        anew = pb.SpendRequest(agent_id=tenant.agent_id, amount=1, request_id="after")
+        listed = await owner(pb.ListEventsRequest(agent_id=tenant.agent_id))
+        assert await owner.raw(request) == first
+        assert (await refusal(owner(anew))).code == "NOT_FOUND"
+        assert [event.amount for event in listed.events] == [-1]
 
 
 DIMENSIONS = {
@@ -495,9 +495,9 @@ EVERY_GROUPING = [
 ]
 
 
-async def a_few_days_of_spends(pilot: Pilot, clock: make.HandClock) -> Tenant:
+async def a_few_days_of_spends(shared: Pilot, clock: make.HandClock) -> Tenant:
     """Two agents, three models and none, every outcome, over midnights and the end of a month."""
-    tenant = await pilot.tenant(balance=10**6, daily_limit=120)
+    tenant = await shared.tenant(balance=10**6, daily_limit=120)
     other_id = await new_agent(tenant.owner, tenant.project_id)
     other = await with_key(tenant.owner, other_id)
     models = [("openai", "gpt-4o"), ("openai", "o3"), ("anthropic", "gpt-4o"), (None, None)]
@@ -553,11 +553,11 @@ async def every_page(caller: Client, request: Any, field: str) -> list[Any]:
         request.page_token = page.next_page_token
 
 
-async def test_a_summary_adds_up_to_its_events_by_every_dimension(database: str) -> None:
+async def test_a_summary_adds_up_to_its_events_by_every_dimension(shared_database: str) -> None:
     """All 16 groupings, page by page, over all agents or one, and parts of the time."""
     clock = make.HandClock(START)
-    async with serving(database, clock) as pilot:
-        tenant = await a_few_days_of_spends(pilot, clock)
+    async with serving(shared_database, clock) as later:
+        tenant = await a_few_days_of_spends(later, clock)
         listing = pb.ListEventsRequest(
             vault_id=tenant.vault_id, types=[pb.EVENT_TYPE_SPEND], page_size=500
         )
@@ -593,9 +593,9 @@ async def test_a_summary_adds_up_to_its_events_by_every_dimension(database: str)
             assert summaries == [expected[key] for key in order], dimensions
 
 
-async def test_a_summary_of_no_spends_has_no_groups(pilot: Pilot) -> None:
+async def test_a_summary_of_no_spends_has_no_groups(shared: Pilot) -> None:
     """Funding is no spend, and what lies outside of the period counts for nothing."""
-    tenant = await pilot.tenant()
+    tenant = await shared.tenant()
     await tenant.spend(1)
 
     for dimensions in EVERY_GROUPING:
@@ -610,16 +610,18 @@ async def test_a_summary_of_no_spends_has_no_groups(pilot: Pilot) -> None:
 
 @pytest.mark.parametrize("page_size", [0, 1, 2, 7, 100_000])
 async def test_a_ledger_is_verified_to_its_end_in_pages_of_any_size(
-    pilot: Pilot, page_size: int
+    shared: Pilot, page_size: int
 ) -> None:
     """Each row is counted once, whatever the page; and spends go on in between."""
-    tenant = await new_tenant(pilot)
+    tenant = await new_tenant(shared)
     for prepare in MOVES_MONEY:
         await caller_of(prepare, tenant)(await prepare(tenant))
-    rows = await pilot.pool.fetchval(
-        "SELECT (SELECT count(*) FROM event_changes) + (SELECT count(*) FROM events)"
-        " + (SELECT count(*) FROM agents) + (SELECT count(*) FROM vaults)"
+    rows = await shared.pool.fetchval(
+        "SELECT (SELECT count(*) FROM event_changes WHERE vault_id = $1)"
+        "     + (SELECT count(*) FROM events WHERE vault_id = $1)",
+        tenant.vault_id,
     )
+    vault_and_agent = 2
     request = pb.VerifyLedgerRequest(vault_id=tenant.vault_id, page_size=page_size)
 
     verified = pages = 0
@@ -631,13 +633,13 @@ async def test_a_ledger_is_verified_to_its_end_in_pages_of_any_size(
             break
         request.page_token = page.next_page_token
 
-    assert verified == rows
+    assert verified == rows + vault_and_agent
     assert (pages > 20) == (page_size in {1, 2})
 
 
-async def test_a_ledger_that_grows_meanwhile_is_verified_all_the_same(pilot: Pilot) -> None:
+async def test_a_ledger_that_grows_meanwhile_is_verified_all_the_same(shared: Pilot) -> None:
     """A spend between every two pages: what was read before stays true."""
-    tenant = await new_tenant(pilot)
+    tenant = await new_tenant(shared)
     for _ in range(5):
         await tenant.spend(1)
     request = pb.VerifyLedgerRequest(vault_id=tenant.vault_id, page_size=3)
@@ -652,26 +654,34 @@ async def test_a_ledger_that_grows_meanwhile_is_verified_all_the_same(pilot: Pil
     assert not (await tenant.owner(rest)).HasField("discrepancy")
 
 
-FORGERIES = [
-    ("UPDATE events SET metadata = '{}' WHERE id = $1", "event_changes", "digest"),
-    ("UPDATE vaults SET balance = balance + 1 WHERE $1 <> ''", "vaults", "balance"),
-    ("UPDATE event_changes SET amount = -2 WHERE event_id = $1", "event_changes", "balance_after"),
-    (
-        "UPDATE agent_budget_rules SET monthly_spent = monthly_spent + 1 WHERE $1 <> ''",
-        "agent_budget_rules",
-        "monthly_spent",
-    ),
-]
+FORGED_EVENT = "UPDATE events SET metadata = '{}' WHERE id = $1"
+FORGED_CHANGE = "UPDATE event_changes SET amount = -2 WHERE event_id = $1"
+FORGED_VAULT = """
+UPDATE vaults
+   SET balance = balance + 1
+ WHERE id = (SELECT vault_id FROM events WHERE id = $1)
+"""
+FORGED_RULE = """
+UPDATE agent_budget_rules
+   SET monthly_spent = monthly_spent + 1
+ WHERE agent_id = (SELECT agent_id FROM events WHERE id = $1)
+"""
+FOUND = {
+    FORGED_EVENT: ("event_changes", "digest"),
+    FORGED_CHANGE: ("event_changes", "balance_after"),
+    FORGED_VAULT: ("vaults", "balance"),
+    FORGED_RULE: ("agent_budget_rules", "monthly_spent"),
+}
 
 
 @pytest.mark.parametrize("page_size", [0, 1])
-@pytest.mark.parametrize(("forge", "table", "field"), FORGERIES, ids=lambda each: str(each)[:24])
+@pytest.mark.parametrize("forge", FOUND, ids=lambda each: each.split()[1])
 async def test_a_row_that_was_edited_by_hand_is_named(
-    pilot: Pilot, forge: str, table: str, field: str, page_size: int
+    shared: Pilot, forge: str, page_size: int
 ) -> None:
-    tenant = await new_tenant(pilot)
+    tenant = await new_tenant(shared)
     spent = [await tenant.spend(amount) for amount in (5, 6, 7)]
-    await pilot.pool.execute(forge, spent[1].id)
+    await shared.pool.execute(forge, spent[1].id)
     request = pb.VerifyLedgerRequest(vault_id=tenant.vault_id, page_size=page_size)
 
     page = await tenant.owner(request)
@@ -679,6 +689,6 @@ async def test_a_row_that_was_edited_by_hand_is_named(
         request.page_token = page.next_page_token
         page = await tenant.owner(request)
 
-    assert (page.discrepancy.table, page.discrepancy.field) == (table, field)
+    assert (page.discrepancy.table, page.discrepancy.field) == FOUND[forge]
     assert page.discrepancy.row
     assert page.discrepancy.expected != page.discrepancy.found

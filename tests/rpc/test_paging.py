@@ -322,6 +322,15 @@ async def test_a_token_continues_its_own_request_only(pilot: Pilot) -> None:
             assert (found.code, found.fields) == ("INVALID_ARGUMENT", ["page_token"])
 
 
+async def test_a_page_of_less_than_nothing_is_refused(pilot: Pilot) -> None:
+    tenant = await pilot.tenant()
+
+    for request in (*paged_requests(tenant), accounts_pb2.ListSessionsRequest()):
+        request.page_size = -1
+        found = await refusal(tenant.owner(request))
+        assert (found.code, found.fields) == ("INVALID_ARGUMENT", ["page_size"])
+
+
 async def test_a_token_gives_nobody_the_rows_of_another(pilot: Pilot) -> None:
     """Two users ask the same: with the other's token each reads on in what is their own."""
     one, other = await tenant_with_pages(pilot), await tenant_with_pages(pilot)

@@ -606,6 +606,32 @@ async def test_a_thousand_bad_spends_are_an_answer_that_arrives(shared: Pilot) -
     assert found.fields[:2] == ["spends[0].agent_id", "spends[0].amount"]
 
 
+async def test_the_largest_batch_is_answered_and_a_larger_one_refused(shared: Pilot) -> None:
+    """A thousand spends with the longest names in 2,500,000 bytes: the answer fits a message."""
+    tenant = await shared.tenant()
+    longest = "\U0001f4b8" * 100
+
+    def batch(metadata_bytes: int) -> ledger.BatchSpendRequest:
+        text = json.dumps("x" * (metadata_bytes - 2))
+        return ledger.BatchSpendRequest(
+            spends=[
+                ledger.SpendRequest(
+                    amount=1, request_id=fresh(), provider=longest, model=longest, metadata=text
+                )
+                for _ in range(1_000)
+            ]
+        )
+
+    largest, larger = batch(1_665), batch(1_685)
+
+    answer = await tenant.agent(largest)
+    found = await refusal(tenant.agent(larger))
+
+    assert len(answer.events) == 1_000
+    assert 2_480_000 < largest.ByteSize() <= 2_500_000 < larger.ByteSize()
+    assert (found.code, found.fields) == ("INVALID_ARGUMENT", ["spends"])
+
+
 async def test_a_message_full_of_empty_spends_is_not_looked_at_one_by_one(
     shared: Pilot,
 ) -> None:

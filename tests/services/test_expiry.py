@@ -148,6 +148,27 @@ async def test_an_overdue_hold_leaves_its_place_among_the_open_ones(
     assert (await make.hold(app, agent, 100)).status is EventStatus.PENDING
 
 
+async def test_a_vault_whose_time_is_ahead_expires_no_hold_of_another(
+    start: StartApp, clock: HandClock
+) -> None:
+    """The clock stepped back after one was changed: in the same batch each has its own time."""
+    app = await start(clock, lanes=1)
+    ahead, behind = await make.agent(app), await make.agent(app)
+    clock.move(hours=1)
+    await make.hold(app, ahead, 10, ttl=timedelta(hours=1))
+    clock.move(hours=-1)
+    held = await make.hold(app, behind, 10, ttl=TTL)
+
+    one, other = await asyncio.gather(make.spend(app, ahead, 1), make.spend(app, behind, 1))
+
+    assert one.created_at - other.created_at == timedelta(hours=1)
+    assert (await app.ledger.get_event(behind.owner, held.id)).status is EventStatus.PENDING
+    clock.move(minutes=10)
+    await make.spend(app, behind, 1)
+    expired = await app.ledger.get_event(behind.owner, held.id)
+    assert expired.failure_reason is FailureReason.EXPIRED
+
+
 async def test_the_figures_of_a_decline_leave_out_what_is_overdue(
     app: App, clock: HandClock
 ) -> None:

@@ -148,27 +148,27 @@ async def test_a_batch_that_failed_one_by_one_still_knows_its_duplicates(
 async def test_a_database_that_goes_away_leaves_the_outcome_unknown(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody decides again by themselves; the caller repeats and gets one effect."""
+    """Nobody decides the batch again; whoever was in it repeats, and has one effect."""
     agent = await make.agent(app, vault_balance=100)
-    await make.spend(app, agent, 1)
     update_vaults, calls = vaults_db.update_vaults, []
 
     async def away(conn: Connection, vaults: Collection[Any]) -> None:
         calls.append(len(vaults))
-        if len(calls) == 1:
+        if len(calls) == 2:
             raise asyncpg.ConnectionDoesNotExistError
         await update_vaults(conn, vaults)
 
     monkeypatch.setattr(vaults_db, "update_vaults", away)
-    with pytest.raises(errors.DatabaseUnavailable) as refusal:
-        await make.spend(app, agent, 10, "r")
-    assert calls == [1]
+    unknown = await together(app, agent, *(make.spend(app, agent, 10, r) for r in ("r1", "r2")))
+    attempts = len(calls)
 
-    again = await make.spend(app, agent, 10, "r")
+    again = [await make.spend(app, agent, 10, request) for request in ("r1", "r2")]
 
-    assert refusal.value.retry_after
-    assert again.status is EventStatus.CONFIRMED
-    assert await make.balance(app, agent) == 89
+    assert [type(each) for each in unknown] == [errors.DatabaseUnavailable] * 2
+    assert all(each.retry_after for each in unknown)
+    assert attempts == 2
+    assert {event.status for event in again} == {EventStatus.CONFIRMED}
+    assert await make.balance(app, agent) == 79
 
 
 async def test_a_full_queue_refuses_and_nothing_happened(start: StartApp) -> None:
@@ -211,6 +211,26 @@ async def test_one_vault_does_not_fill_the_queue_of_the_others(start: StartApp) 
         assert (await make.spend(app, quiet, 1)).failure_reason is None
 
     await asyncio.gather(first, *waiting)
+
+
+async def test_the_queue_of_a_lane_is_bounded_whoever_fills_it(start: StartApp) -> None:
+    """Two vaults have each their share of it: there is no room for a third."""
+    app, other = await start(lanes=1, lane_queue_limit=4, lane_batch_limit=4), await start()
+    agents = [await make.agent(other) for _ in range(3)]
+    async with AsyncExitStack() as stack:
+        waiting = []
+        for agent in agents[:2]:
+            lock = await stack.enter_async_context(make.locked_vault(other, agent.vault_id))
+            waiting.append(asyncio.create_task(make.spend(app, agent, 1)))
+            await lock.is_waited_for()
+        waiting += [asyncio.create_task(make.spend(app, agent, 1)) for agent in agents[:2] * 2]
+        await make.queued(app, 4)
+
+        with pytest.raises(errors.Overloaded):
+            await make.spend(app, agents[2], 1)
+
+    events = await asyncio.gather(*waiting)
+    assert {event.failure_reason for event in events} == {None}
 
 
 async def test_who_has_stopped_waiting_is_left_out(app: App) -> None:
@@ -260,6 +280,7 @@ async def test_lanes_that_close_decide_what_waits(start: StartApp) -> None:
             await make.spend(app, agent, 1)
 
     await closing
+    assert all(task.done() for task in (first, *waiting))
     events = await asyncio.gather(first, *waiting)
     assert {event.status for event in events} == {EventStatus.CONFIRMED}
     assert await make.balance(other, agent) == 94

@@ -124,14 +124,14 @@ class Database:
             await connection.execute(begin)
         except (*_LOST, asyncpg.PostgresError) as error:
             if connection is not None:
-                await self._give_back(connection)
+                await self._give_back(connection, may_have_begun=True)
             elif isinstance(error, TimeoutError) and self._is_exhausted():
                 raise errors.Overloaded(retry_after=RETRY_SECONDS) from error
             await self.pool.expire_connections()
             raise errors.DatabaseUnavailable(retry_after=RETRY_SECONDS) from error
         except BaseException:
             if connection is not None:
-                await self._give_back(connection)
+                await self._give_back(connection, may_have_begun=True)
             raise
         return connection
 
@@ -142,10 +142,12 @@ class Database:
         """Like `transaction`, read-only, and every statement sees the same moment."""
         return self.transaction(BEGIN_SNAPSHOT)
 
-    async def _give_back(self, connection: PoolConnectionProxy[Any]) -> None:
+    async def _give_back(
+        self, connection: PoolConnectionProxy[Any], *, may_have_begun: bool = False
+    ) -> None:
         """Return a connection; one that is inside a transaction still rolls it back."""
         try:
-            if connection.is_in_transaction():
+            if may_have_begun or connection.is_in_transaction():
                 await connection.execute("ROLLBACK", timeout=CONNECT_SECONDS_MAX)
         except (*_LOST, asyncpg.PostgresError):
             # A connection that broke has left the pool by itself, and takes no more calls.
