@@ -78,7 +78,7 @@ SELECT vault_id, agent_id, gen_random_uuid()::text, 'Spend', 'amount:9f86d081884
 async def main() -> None:
     """Take turns, and print each side's median and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each turn")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each turn")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     sides: dict[str, list[float]] = {"pgbench": [], "unary": [], "batch": []}
@@ -113,7 +113,7 @@ def report(sides: dict[str, list[float]]) -> None:
     print(f"  pgbench, one statement, {PGBENCH_CLIENTS} clients  {base:9,.0f}")
     for name, text in (("unary", "Spend"), ("batch", f"BatchSpend of {BATCH}")):
         print(
-            f"  {text}, {CALLERS if name == 'unary' else 8} callers".ljust(38),
+            f"  {text}, {CALLERS} callers".ljust(38),
             f"{medians[name]:9,.0f}  {medians[name] / base:5.1f} times pgbench",
         )
 
@@ -157,7 +157,7 @@ async def spends(channels: list[grpc.aio.Channel], key: str, seconds: float) -> 
 
 async def batches(channels: list[grpc.aio.Channel], key: str, seconds: float) -> float:
     """Spend BATCH times 1 a call; return spends a second."""
-    return await _call(channels, BATCH_SPEND, key, seconds, 8, BATCH)
+    return await _call(channels, BATCH_SPEND, key, seconds, CALLERS, BATCH)
 
 
 async def _call(
