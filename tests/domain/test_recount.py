@@ -13,11 +13,13 @@ from pilot_grpc.domain.ledger import (
     AuthorizeSpend,
     CaptureSpend,
     Change,
+    ConfirmFunding,
     Decline,
     Event,
     EventKind,
     EventStatus,
     EventType,
+    FailFunding,
     FailureReason,
     RecordFunding,
     Spend,
@@ -193,6 +195,66 @@ def test_a_change_whose_event_is_gone_is_named() -> None:
 
     assert wrong is not None
     assert (wrong.row, wrong.field) == ("v 3", "event_id")
+
+
+def test_a_change_is_recounted_without_the_trimmed_one_before_it() -> None:
+    """A capture of 4 of a hold of 10: what was held is known from the event."""
+    running, right = recorded(a_history(), 5)
+    held_by = right._replace(previous=None)
+
+    assert recount.check_change(running, held_by._replace(trimmed=4)) is None
+    wrong = recount.check_change(running, held_by._replace(trimmed=3))
+    assert wrong is not None
+    assert (wrong.row, wrong.field) == ("v 5", "previous_revision")
+
+
+@pytest.mark.parametrize("field", sorted({*EDITED_CHANGE} - {"event_id"}))
+def test_an_edited_change_is_found_without_the_trimmed_one_before_it(field: str) -> None:
+    running, right = recorded(a_history(), 5)
+    edited = right.change._replace(**{field: EDITED_CHANGE[field]})  # type: ignore[arg-type]
+
+    wrong = recount.check_change(running, right._replace(change=edited, previous=None, trimmed=4))
+
+    assert wrong is not None
+    assert (wrong.table, wrong.row) == ("event_changes", f"v {edited.revision}")
+
+
+def test_a_pending_credit_had_moved_nothing_before_it_was_confirmed() -> None:
+    """Neither had one that failed."""
+    book = a_history()
+    requests = (Request(VAULT, f"f{number}", "", "") for number in itertools.count(1))
+    funded = [book.answer(RecordFunding(next(requests), VAULT, 7, pending=True)) for _ in "ab"]
+    book.answer(ConfirmFunding(next(requests), VAULT, funded[0].id))
+    book.answer(FailFunding(next(requests), VAULT, funded[1].id))
+
+    for number in (8, 9):
+        running, right = recorded(book, number)
+        assert right.previous is not None
+        assert recount.check_change(running, right._replace(previous=None, trimmed=7)) is None
+
+
+def test_a_checkpoint_is_before_the_last_change() -> None:
+    """Which is never trimmed; a vault without a checkpoint has nothing to say."""
+    book = a_history()
+    vault = book.vaults[VAULT]
+
+    for number in (1, 4):
+        assert recount.check_checkpoint(recount.after(book.changes[number - 1]), vault) is None
+    wrong = recount.check_checkpoint(recount.after(book.changes[4]), vault)
+    assert wrong == Discrepancy("change_checkpoints", "v", "revision", "below 5", "5")
+    assert recount.check_checkpoint(Running(), a_vault(balance=0)) is None
+
+
+def test_an_event_is_accepted_without_its_change_where_that_was_trimmed() -> None:
+    """What was refunded of it is still compared; and a change that is there has to be right."""
+    book = a_history()
+    event = book.events[EventId("e2")]
+
+    assert recount.check_event(event, None, 7, trimmed=2) is None
+    wrong = recount.check_event(event, None, 8, trimmed=2)
+    assert wrong == Discrepancy("events", "e2", "refunded", "at most 7", "8")
+    assert recount.check_event(event, None, 0, trimmed=1) is not None
+    assert recount.check_event(event, book.changes[0], 0, trimmed=2) is not None
 
 
 def test_an_event_without_a_change_is_named() -> None:

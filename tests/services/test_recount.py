@@ -9,12 +9,21 @@ import pytest
 
 from pilot_grpc import errors
 from pilot_grpc.bootstrap import App
+from pilot_grpc.db import trimming
 from pilot_grpc.domain.ids import EventId
 from pilot_grpc.domain.recount import Discrepancy
 from pilot_grpc.services.recount import Place
 from tests import make
 from tests.make import HandClock
 from tests.services.conftest import StartApp
+
+
+async def edit(app: App, statement: str, *arguments: object) -> None:
+    """Edit by hand, past the foreign keys."""
+    async with app.database.transaction() as conn:
+        await conn.execute("SET LOCAL session_replication_role = replica")
+        edited = await conn.execute(statement, *arguments)
+    assert edited.split()[-1] != "0"
 
 
 @dataclass(frozen=True)
@@ -27,11 +36,7 @@ class History:
     events: dict[str, EventId]
 
     async def edit(self, statement: str, *arguments: object) -> None:
-        """Edit by hand, past the foreign keys."""
-        async with self.app.database.transaction() as conn:
-            await conn.execute("SET LOCAL session_replication_role = replica")
-            edited = await conn.execute(statement, *arguments)
-        assert edited.split()[-1] != "0"
+        await edit(self.app, statement, *arguments)
 
     async def verify(self, page: int = 1_000) -> Discrepancy | None:
         return await make.verify(self.app, self.agent, page)
@@ -427,3 +432,183 @@ async def test_two_edits_that_agree_with_each_other_are_found(history: History) 
     found = await history.verify()
     assert found is not None
     assert (found.row, found.field) == (f"{vault_id} {revision}", "digest")
+
+
+async def trimmed_vault(app: App) -> make.Spender:
+    """A vault with changes 1 to 4 trimmed, and 5 to 8 kept; 6 captures what 3 had held."""
+    agent = await make.agent(app, vault_balance=1_000)
+    await make.spend(app, agent, 10)
+    held = await make.hold(app, agent, 100)
+    await make.spend(app, agent, 11)
+    await make.spend(app, agent, 12)
+    await make.capture(app, agent, held, 60)
+    await make.spend(app, agent, 13)
+    await make.hold(app, agent, 14)
+    assert await make.verify(app, agent) is None
+    vault = trimming.Vault(agent.vault_id, 0, is_due=True)
+    assert await app.trimming._trim_batch(vault, trimming.Kept(4, None)) == (4, 4)
+    assert await make.verify(app, agent) is None
+    return agent
+
+
+# What somebody makes of a change, and which change it is.
+KEPT_EDITS: Final = {
+    "the amount": (7, "amount = amount - 1"),
+    "the balance": (7, "balance_after = balance_after + 1"),
+    "the balance of the first that is kept": (5, "balance_after = balance_after + 1"),
+    "a capture's amount": (6, "amount = amount + 1"),
+    "a capture's balance": (6, "balance_after = balance_after + 1"),
+    "what a capture leaves held": (6, "held_after = held_after + 1"),
+    "the change before a capture": (6, "previous_revision = 2"),
+    "the change before a spend": (7, "previous_revision = 4"),
+    "the change before, which is kept": (7, "previous_revision = 5"),
+    "the check value": (8, "digest = 'another'"),
+    "the time": (5, "changed_at = changed_at + interval '1 microsecond'"),
+}
+
+
+@pytest.mark.parametrize("what", KEPT_EDITS)
+async def test_an_edit_after_the_checkpoint_is_found(app: App, what: str) -> None:
+    agent = await trimmed_vault(app)
+    revision, value = KEPT_EDITS[what]
+
+    await edit(
+        app,
+        f"UPDATE event_changes SET {value} WHERE vault_id = $1 AND revision = $2",  # noqa: S608
+        agent.vault_id,
+        revision,
+    )
+
+    found = await make.verify(app, agent)
+    assert found is not None
+    assert (found.table, found.row) == ("event_changes", f"{agent.vault_id} {revision}")
+    assert await make.verify(app, agent, 1) == found
+
+
+async def test_figures_that_agree_with_each_other_are_recounted_after_the_checkpoint(
+    app: App,
+) -> None:
+    """More given back by a capture than was held, in all that follows: its balance says so."""
+    agent = await trimmed_vault(app)
+
+    await edit(
+        app,
+        "UPDATE event_changes SET balance_after = balance_after + 9"
+        " WHERE vault_id = $1 AND revision >= 6",
+        agent.vault_id,
+    )
+    await edit(app, "UPDATE vaults SET balance = balance + 9 WHERE id = $1", agent.vault_id)
+
+    found = await make.verify(app, agent)
+    assert found is not None
+    assert (found.row, found.field) == (f"{agent.vault_id} 6", "balance_after")
+
+
+@pytest.mark.parametrize("revision", [5, 6, 7])
+async def test_a_change_that_is_deleted_after_the_checkpoint_is_found(
+    app: App, revision: int
+) -> None:
+    agent = await trimmed_vault(app)
+
+    await edit(
+        app,
+        "DELETE FROM event_changes WHERE vault_id = $1 AND revision = $2",
+        agent.vault_id,
+        revision,
+    )
+
+    found = await make.verify(app, agent)
+    assert found == Discrepancy(
+        "event_changes",
+        f"{agent.vault_id} {revision + 1}",
+        "revision",
+        str(revision),
+        str(revision + 1),
+    )
+
+
+async def test_all_changes_deleted_up_to_the_checkpoint_of_somebody_elses_making_are_found(
+    app: App,
+) -> None:
+    """The newest change is never trimmed, so a checkpoint that stands for it is no checkpoint."""
+    agent = await trimmed_vault(app)
+
+    await edit(app, "DELETE FROM event_changes WHERE vault_id = $1", agent.vault_id)
+    await edit(
+        app,
+        "UPDATE change_checkpoints AS c SET revision = v.revision, balance = v.balance,"
+        " held = v.held, digest = v.digest, changed_at = v.last_change_at"
+        " FROM vaults AS v WHERE v.id = c.vault_id AND v.id = $1",
+        agent.vault_id,
+    )
+
+    found = await make.verify(app, agent)
+    assert found == Discrepancy("change_checkpoints", agent.vault_id, "revision", "below 8", "8")
+
+
+async def test_a_checkpoint_with_changes_before_it_is_found(app: App) -> None:
+    """Somebody has set it over changes that they edited, and that it would hide."""
+    agent = await make.agent(app, vault_balance=1_000)
+    for _ in range(4):
+        await make.spend(app, agent, 10)
+
+    await edit(
+        app,
+        "INSERT INTO change_checkpoints SELECT vault_id, revision, balance_after,"
+        " chain_balance_after, held_after, digest, changed_at FROM event_changes"
+        " WHERE vault_id = $1 AND revision = 3",
+        agent.vault_id,
+    )
+
+    found = await make.verify(app, agent)
+    assert found is not None
+    assert (found.table, found.row) == ("event_changes", f"{agent.vault_id} 1")
+
+
+# What somebody makes of a checkpoint. That its time is too early, only its change could say.
+CHECKPOINT_EDITS: Final = {
+    "vault_id": "'celsewhere'",
+    "revision": "revision + 1",
+    "balance": "balance + 1",
+    "chain_balance": "chain_balance + 1",
+    "held": "held + 1",
+    "digest": "'another'",
+    "changed_at": "changed_at + interval '1 day'",
+}
+
+
+@pytest.mark.parametrize("column", CHECKPOINT_EDITS)
+async def test_an_edited_checkpoint_is_found(app: App, column: str) -> None:
+    """By the first change that is kept, which does not fit to it."""
+    agent = await trimmed_vault(app)
+
+    await edit(
+        app,
+        f"UPDATE change_checkpoints SET {column} = {CHECKPOINT_EDITS[column]}"  # noqa: S608
+        " WHERE vault_id = $1",
+        agent.vault_id,
+    )
+
+    found = await make.verify(app, agent)
+    assert found is not None
+    assert (found.table, found.row) == ("event_changes", f"{agent.vault_id} 5")
+
+
+async def test_every_column_of_a_checkpoint_was_edited(app: App) -> None:
+    rows = await app.database.pool.fetch(
+        "SELECT column_name FROM information_schema.columns WHERE table_name = 'change_checkpoints'"
+    )
+
+    assert {row["column_name"] for row in rows} == {*CHECKPOINT_EDITS}
+
+
+async def test_an_event_is_found_whose_change_should_be_there(app: App) -> None:
+    """One that is numbered up to the checkpoint may be without; any other may not."""
+    agent = await trimmed_vault(app)
+    statement = "UPDATE events SET revision = $2::bigint WHERE vault_id = $1 AND revision = $3"
+
+    await edit(app, statement, agent.vault_id, 9, 2)
+
+    found = await make.verify(app, agent)
+    assert found is not None
+    assert (found.table, found.field, found.found) == ("events", "revision", "9")

@@ -10,6 +10,13 @@ from pilot_grpc.db.ledger import event_of
 from pilot_grpc.domain.budgets import BudgetRule
 from pilot_grpc.domain.ids import AgentId, VaultId
 from pilot_grpc.domain.ledger import Change, Event, EventStatus, FailureReason
+from pilot_grpc.domain.recount import Running
+
+SELECT_CHECKPOINT: Final = """
+SELECT revision, balance, chain_balance, held, digest, changed_at
+  FROM change_checkpoints
+ WHERE vault_id = $1::text
+"""
 
 SELECT_CHANGES_AFTER: Final = """
 SELECT vault_id, revision, event_id, previous_revision, status, amount, failure_reason,
@@ -70,6 +77,12 @@ class Counters(NamedTuple):
     open_holds: int
     counted_open_holds: int
     rule: BudgetRule | None
+
+
+async def select_checkpoint(conn: Connection, vault_id: VaultId) -> Running:
+    """Read what a vault's trimmed changes left: nothing, if none was trimmed."""
+    row = await conn.fetchrow(SELECT_CHECKPOINT, vault_id)
+    return Running() if row is None else Running(**row)
 
 
 async def select_changes_after(

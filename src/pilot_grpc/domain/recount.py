@@ -1,10 +1,14 @@
-"""The recount: what every row of a vault's ledger must be, given the rows before it."""
+"""The recount: what every row of a vault's ledger must be, given the rows before it.
+
+Where changes were trimmed, a checkpoint stands for all of them: the recount begins with
+what it says that they left, and the first change that is kept must fit to it.
+"""
 
 from collections.abc import Iterator
 from datetime import datetime
 from typing import NamedTuple
 
-from pilot_grpc.domain.ledger import Change, Event, digest_of, figures_of
+from pilot_grpc.domain.ledger import Change, Event, EventStatus, digest_of, figures_of
 from pilot_grpc.domain.vaults import Vault
 
 
@@ -30,11 +34,15 @@ class Running(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """A change, the event it names, and the change of that event before it."""
+    """A change, the event it names, and the change of that event before it.
+
+    A change that is numbered `trimmed` or lower is gone, and is no reason for complaint.
+    """
 
     change: Change
     event: Event | None
     previous: Change | None
+    trimmed: int = 0
 
 
 def after(change: Change) -> Running:
@@ -58,7 +66,9 @@ def check_change(running: Running, recorded: Recorded) -> Discrepancy | None:
     if event is None or event.vault_id != change.vault_id:
         return _wrong(row, "event_id", "an event of this vault", change.event_id)
     previous = recorded.previous
-    if change.previous_revision is not None and (previous is None or previous.event_id != event.id):
+    if (change.previous_revision or 0) > recorded.trimmed and (
+        previous is None or previous.event_id != event.id
+    ):
         return _wrong(
             row, "previous_revision", "a change of the same event", change.previous_revision
         )
@@ -74,13 +84,27 @@ def check_change(running: Running, recorded: Recorded) -> Discrepancy | None:
 
 
 def _figures(running: Running, recorded: Recorded, event: Event) -> Iterator[tuple[str, int, int]]:
-    change, previous = recorded.change, recorded.previous
-    was = figures_of(as_of(event, previous) if previous is not None else None)
+    change = recorded.change
+    was = figures_of(_before(recorded, event))
     now = figures_of(as_of(event, change))
     yield "balance_after", running.balance + now.balance - was.balance, change.balance_after
     expected = running.chain_balance + now.chain_balance - was.chain_balance
     yield "chain_balance_after", expected, change.chain_balance_after
     yield "held_after", running.held + now.held - was.held, change.held_after
+
+
+def _before(recorded: Recorded, event: Event) -> Event | None:
+    """Return the event as it was before a change, also where its change before is gone.
+
+    It was pending then, because nothing else changes, and only a capture changes the amount.
+    """
+    if recorded.change.previous_revision is None:
+        return None
+    if recorded.previous is not None:
+        return as_of(event, recorded.previous)
+    held = event.authorized_amount
+    amount = event.amount if held is None else -held
+    return event._replace(status=EventStatus.PENDING, amount=amount)
 
 
 def as_of(event: Event, change: Change) -> Event:
@@ -92,6 +116,16 @@ def as_of(event: Event, change: Change) -> Event:
         tx_hash=change.tx_hash,
         updated_at=change.changed_at,
         revision=change.revision,
+    )
+
+
+def check_checkpoint(checkpoint: Running, vault: Vault) -> Discrepancy | None:
+    """Say whether a vault's checkpoint is before its last change, which is never trimmed."""
+    if not checkpoint.revision or checkpoint.revision < vault.revision:
+        return None
+    expected = f"below {vault.revision}"
+    return Discrepancy(
+        "change_checkpoints", vault.id, "revision", expected, str(checkpoint.revision)
     )
 
 
@@ -115,13 +149,20 @@ def check_vault(running: Running, vault: Vault) -> Discrepancy | None:
     return None
 
 
-def check_event(event: Event, last: Change | None, refunded: int) -> Discrepancy | None:
-    """Compare an event with its last change, and what was refunded with what was spent."""
-    if last is None or last.event_id != event.id:
+def check_event(
+    event: Event, last: Change | None, refunded: int, trimmed: int = 0
+) -> Discrepancy | None:
+    """Compare an event with its last change, and what was refunded with what was spent.
+
+    An event is accepted without a change that is numbered `trimmed` or lower: nothing is
+    left that it could be compared with.
+    """
+    is_right = event.revision <= trimmed if last is None else last.event_id == event.id
+    if not is_right:
         return Discrepancy(
             "events", event.id, "revision", "the number of a change of it", str(event.revision)
         )
-    expected = as_of(event, last)
+    expected = event if last is None else as_of(event, last)
     for field, left, right in zip(Event._fields, expected, event, strict=True):
         if left != right:
             return Discrepancy("events", event.id, field, str(left), str(right))

@@ -2,7 +2,8 @@
 
 Every page reads one snapshot. What came before a page is history that never changes, so
 pages that are read at different times still add up: first the changes in their order
-and the vault that they lead to, then the events, then the counters of the agents.
+and the vault that they lead to, then the events, then the counters of the agents. Where
+changes were trimmed, before or between two pages, the recount goes on from the checkpoint.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from pilot_grpc.domain import recount
 from pilot_grpc.domain.accounts import Caller
 from pilot_grpc.domain.budgets import day_bounds, month_bounds
 from pilot_grpc.domain.ids import AgentId, VaultId
-from pilot_grpc.domain.recount import Discrepancy, Recorded, Running
+from pilot_grpc.domain.recount import Discrepancy, Recorded
 from pilot_grpc.domain.vaults import Vault
 from pilot_grpc.services.turns import Turns
 
@@ -98,21 +99,29 @@ async def _verify_phase(conn: Connection, vault: Vault, place: Place, limit: int
 
 
 async def _verify_changes(conn: Connection, vault: Vault, done: int, limit: int) -> AuditPage:
-    running = Running()
-    if done:
+    running = await recount_db.select_checkpoint(conn, vault.id)
+    trimmed = running.revision
+    wrong = recount.check_checkpoint(running, vault)
+    if wrong is not None:
+        return AuditPage(wrong, 0, None)
+    if done > trimmed:
         before = await recount_db.select_changes_at(conn, vault.id, [done])
         if done not in before:
             row = f"{vault.id} {done}"
             gone = Discrepancy("event_changes", row, "revision", str(done), "no such row")
             return AuditPage(gone, 0, None)
         running = recount.after(before[done])
+    # After what is done, not after the checkpoint: a change before it should be gone.
     changes = await recount_db.select_changes_after(conn, vault.id, done, limit)
     events = await ledger_db.select_events_by_id(conn, {c.event_id for c in changes})
     earlier = {c.previous_revision for c in changes if c.previous_revision is not None}
     previous = await recount_db.select_changes_at(conn, vault.id, earlier)
     for count, change in enumerate(changes):
         recorded = Recorded(
-            change, events.get(change.event_id), previous.get(change.previous_revision or 0)
+            change,
+            events.get(change.event_id),
+            previous.get(change.previous_revision or 0),
+            trimmed,
         )
         wrong = recount.check_change(running, recorded)
         if wrong is not None:
@@ -131,8 +140,11 @@ async def _verify_events(conn: Connection, vault: Vault, place: Place, limit: in
     events = await recount_db.select_events_after(conn, vault.id, after, limit)
     last = await recount_db.select_changes_at(conn, vault.id, {e.revision for e in events})
     refunded = await ledger_db.select_refunded(conn, [event.id for event in events])
+    trimmed = (await recount_db.select_checkpoint(conn, vault.id)).revision
     for count, event in enumerate(events):
-        wrong = recount.check_event(event, last.get(event.revision), refunded.get(event.id, 0))
+        wrong = recount.check_event(
+            event, last.get(event.revision), refunded.get(event.id, 0), trimmed
+        )
         if wrong is not None:
             return AuditPage(wrong, count, None)
         if not count % _ROWS_AT_ONCE_MAX:
