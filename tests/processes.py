@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +46,7 @@ class Process:
     server: Server
     url: str
     program: tuple[str, ...] = SERVE
+    environ: Mapping[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     running: "subprocess.Popen[bytes] | None" = None
 
@@ -66,6 +67,8 @@ class Process:
             "PILOT_LISTEN_ADDRESS": self.address,
             "PILOT_DECLINES_PER_MINUTE": "1000000",
             "PILOT_LOG_LEVEL": "error",
+            "PILOT_WEBHOOKS_ALLOW_PRIVATE": "true",
+            **self.environ,
         }
         self.running = subprocess.Popen(
             [sys.executable, *self.program], env=environ, cwd=Path(__file__).parents[1]
@@ -79,6 +82,13 @@ class Process:
         """End it as a power cut would, and wait until it is gone."""
         self.signal(signal.SIGKILL)
         self.wait()
+
+    @property
+    def resident_bytes(self) -> int:
+        """How much memory it has."""
+        assert self.running is not None
+        status = Path(f"/proc/{self.running.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) << 10
 
     def wait(self) -> int:
         """Wait until it is gone."""
@@ -94,10 +104,10 @@ class Process:
 
 @contextmanager
 def processes(
-    server: Server, url: str, *programs: tuple[str, ...]
+    server: Server, url: str, *programs: tuple[str, ...], **environ: str
 ) -> Iterator[tuple[Process, ...]]:
-    """Servers that run while the block runs."""
-    started = tuple(Process(server, url, program) for program in programs)
+    """Servers that run while the block runs, with settings that differ from those of all tests."""
+    started = tuple(Process(server, url, program, environ) for program in programs)
     for process in started:
         process.start()
     try:

@@ -41,8 +41,9 @@ OPTIONS: Final = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_metadata_size", METADATA_BYTES_MAX),
     ("grpc.max_concurrent_streams", 1_000),
-    ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # A ping that was under way already, to measure the connection, is waited for a minute else.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     # A second process must not share the port by accident: half of the calls would
@@ -88,18 +89,24 @@ class Server:
 
         Raises SettingsError when the address or the certificate cannot be used.
         """
-        server = grpc.aio.server(interceptors=(self.calls,), options=OPTIONS)
+        keepalive = int(self.settings.keepalive.total_seconds() * 1_000)
+        options = (*OPTIONS, ("grpc.keepalive_time_ms", keepalive))
+        server = grpc.aio.server(interceptors=(self.calls,), options=options)
         health_servicer = health.aio.HealthServicer()
         self._add_services(server, health_servicer)
         address = self._bind(server)
         await self._tell_health(health_servicer)
         await server.start()
         log.info("listening on %s", address)
-        watching = asyncio.create_task(self._watch_health(health_servicer))
+        watching = (
+            asyncio.create_task(self._watch_health(health_servicer)),
+            asyncio.create_task(self.calls.watch_streams()),
+        )
         ready(address)
         await stopping.wait()
         log.info("draining")
-        watching.cancel()
+        for task in watching:
+            task.cancel()
         await health_servicer.enter_graceful_shutdown()
         await self.calls.drain(self.settings.drain_grace.total_seconds())
         # Only answers that are on their way, and watchers of health, are left.

@@ -7,7 +7,7 @@ request of its own name.
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -123,6 +123,53 @@ async def code(call: Awaitable[object]) -> str:
 
 
 @dataclass(frozen=True)
+class Subscriber:
+    """A stream, as whoever reads it sees it."""
+
+    call: Any
+    responses: list[ledger_pb2.SubscribeEventsResponse] = field(default_factory=list)
+
+    @property
+    def token(self) -> str:
+        return self.responses[-1].resume_token
+
+    @property
+    def changes(self) -> list[ledger_pb2.Change]:
+        """All that came so far."""
+        return [change for response in self.responses for change in response.changes]
+
+    async def read(self) -> ledger_pb2.SubscribeEventsResponse:
+        """Wait for the next response; raises what ended the stream."""
+        response = await asyncio.wait_for(self.call.read(), CALL_SECONDS)
+        assert response is not grpc.aio.EOF
+        assert response.resume_token
+        self.responses.append(response)
+        return self.responses[-1]
+
+    async def next(self, count: int) -> list[ledger_pb2.Change]:
+        """Read on until so many changes came, and no more."""
+        changes: list[ledger_pb2.Change] = []
+        while len(changes) < count:
+            changes += (await self.read()).changes
+        assert len(changes) == count
+        return changes
+
+    async def heartbeat(self) -> ledger_pb2.SubscribeEventsResponse:
+        """Read on until a response comes without changes."""
+        while (response := await self.read()).changes:
+            pass
+        return response
+
+    async def end(self) -> Refusal:
+        """Read on until the stream ends, and say how."""
+        try:
+            while True:
+                await self.read()
+        except grpc.aio.AioRpcError as error:
+            return read(error)
+
+
+@dataclass(frozen=True)
 class Client:
     """A caller with one credential, or with none."""
 
@@ -130,7 +177,7 @@ class Client:
     credential: str | None = field(default=None, repr=False)
 
     def __call__(self, message: Message, timeout: float = CALL_SECONDS) -> Any:
-        """Call the RPC that a request belongs to."""
+        """Call the RPC that a request belongs to; of a stream, give the first response."""
         method = METHODS[message.DESCRIPTOR.name]
         return self._call(method, message, GetMessageClass(method.output_type).FromString, timeout)
 
@@ -146,9 +193,16 @@ class Client:
         timeout: float,
     ) -> Any:
         path = f"/{method.containing_service.full_name}/{method.name}"
-        rpc = self.channel.unary_unary(path, _write, read_answer)
         metadata = () if self.credential is None else (("authorization", self.authorization),)
+        if method.server_streaming:
+            stream = self.channel.unary_stream(path, _write, read_answer)
+            return _first(stream(message, timeout=timeout, metadata=metadata))
+        rpc = self.channel.unary_unary(path, _write, read_answer)
         return rpc(message, timeout=timeout, metadata=metadata)
+
+    def subscribe(self, **fields: Any) -> AbstractAsyncContextManager[Subscriber]:
+        """Follow events while the block runs; the fields are those of the request."""
+        return _subscribed(self.channel, self.authorization, fields)
 
     @property
     def authorization(self) -> str:
@@ -161,6 +215,29 @@ class Client:
 
 def _write(message: Message) -> bytes:
     return message.SerializeToString()
+
+
+async def _first(call: Any) -> Any:
+    response = await call.read()
+    call.cancel()
+    return response
+
+
+@asynccontextmanager
+async def _subscribed(
+    channel: grpc.aio.Channel, authorization: str, fields: dict[str, Any]
+) -> AsyncIterator[Subscriber]:
+    rpc = channel.unary_stream(
+        "/pilot.v1.LedgerService/SubscribeEvents",
+        _write,
+        ledger_pb2.SubscribeEventsResponse.FromString,
+    )
+    request = ledger_pb2.SubscribeEventsRequest(**fields)
+    call = rpc(request, metadata=(("authorization", authorization),))
+    try:
+        yield Subscriber(call)
+    finally:
+        call.cancel()
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,24 @@ SELECT agents.id AS credential_id, projects.user_id, agents.id AS agent_id,
    AND agents.deleted_at IS NULL
 """
 
+# Which of many credentials still work, whatever their kind.
+SELECT_VALID_HASHES: Final = """
+SELECT token AS hash
+  FROM sessions
+ WHERE token = ANY ($1::text[])
+   AND expires_at > clock_timestamp()
+ UNION ALL
+SELECT key_hash
+  FROM api_keys
+ WHERE key_hash = ANY ($1::text[])
+   AND (expires_at IS NULL OR expires_at > clock_timestamp())
+ UNION ALL
+SELECT api_key_hash
+  FROM agents
+ WHERE api_key_hash = ANY ($1::text[])
+   AND deleted_at IS NULL
+"""
+
 # The first of several processes inserts; the others wait for it, and find its answer.
 INSERT_REQUEST: Final = """
 INSERT INTO requests (user_id, request_id, rpc, fingerprint)
@@ -364,6 +382,11 @@ async def select_caller(
     found = dict(row)
     permissions = frozenset(map(Permission, found.pop("permissions", ())))
     return Caller(kind=kind, permissions=permissions, **found)
+
+
+async def select_valid_hashes(conn: Connection, hashes: Collection[str]) -> set[str]:
+    """Say which of many credentials still work."""
+    return {row["hash"] for row in await conn.fetch(SELECT_VALID_HASHES, list(hashes))}
 
 
 async def insert_request(

@@ -159,8 +159,11 @@ class Database:
                 await self.pool.release(connection)
 
     async def close(self) -> None:
-        """Close all connections once they are given back."""
-        await self.pool.close()
+        """Close all connections once they are given back; those that do not answer, anyway."""
+        try:
+            await self.pool.close()
+        except _LOST:
+            self.pool.terminate()
 
 
 async def open_database(

@@ -43,6 +43,8 @@ class BudgetServicer(budgets_pb2_grpc.BudgetServiceServicer):
         declined = check.declined
         return pb.CheckSpendResponse(
             approved=declined is None,
-            decline=None if declined is None else wire.decline(declined.figures, caller),
+            decline=None
+            if declined is None
+            else wire.decline(declined.figures, for_agent=caller.agent_id is not None),
             rules=wire.rule_checks(check.rules, caller),
         )

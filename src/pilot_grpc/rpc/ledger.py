@@ -1,5 +1,6 @@
 """LedgerService on the wire."""
 
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from pilot_grpc.domain.ids import AgentId, EventId, VaultId
@@ -7,17 +8,20 @@ from pilot_grpc.domain.ledger import EventFilter
 from pilot_grpc.gen.pilot.v1 import ledger_pb2 as pb
 from pilot_grpc.gen.pilot.v1 import ledger_pb2_grpc
 from pilot_grpc.rpc import auth, paging, wire
+from pilot_grpc.services.feeds import Entry
 from pilot_grpc.services.ledger import Ledger
 from pilot_grpc.services.recount import Auditor
+from pilot_grpc.services.stream import Streams
 
 AUDIT_PAGE_DEFAULT: Final = 2_000
 AUDIT_PAGE_MAX: Final = 10_000
 
 
 class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
-    def __init__(self, ledger: Ledger, auditor: Auditor) -> None:
+    def __init__(self, ledger: Ledger, auditor: Auditor, streams: Streams) -> None:
         self._ledger = ledger
         self._auditor = auditor
+        self._streams = streams
 
     async def Spend(self, message: pb.SpendRequest, context: Any) -> pb.SpendResponse:
         caller = auth.caller.get()
@@ -117,10 +121,14 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             end=wire.moment(message, "end_time"),
         )
         after, limit = paging.time_and_id(message), paging.size(message) + 1
+        # Before the list, so that nothing falls between the two.
+        resume_token = "" if after else await self._ledger.resume_token(caller, wanted)
         rows = await self._ledger.list_events(caller, wanted, after, limit)
         page, token = paging.cut(message, rows, paging.by_time_and_id, wire.event_bytes)
         return pb.ListEventsResponse(
-            events=[wire.event(row, caller) for row in page], next_page_token=token
+            events=[wire.event(row, caller) for row in page],
+            next_page_token=token,
+            resume_token=resume_token,
         )
 
     async def SummarizeSpend(
@@ -154,3 +162,24 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             verified_count=page.verified,
             next_page_token=paging.audit_token(message, page.next_place),
         )
+
+    async def SubscribeEvents(
+        self, message: pb.SubscribeEventsRequest, context: Any
+    ) -> AsyncIterator[bytes]:
+        """Yield responses that are written already, because many share their changes."""
+        caller, seconds = auth.caller.get(), wire.heartbeat_seconds(message)
+        for_agent = caller.agent_id is not None
+
+        def write(entry: Entry) -> bytes:
+            return entry.written(wire.written_change, for_agent=for_agent)
+
+        async with self._streams.subscription(
+            caller, wire.topic(message), wire.start(message), wire.wanted(message), write
+        ) as subscription:
+            changes = b""
+            while True:
+                end = pb.SubscribeEventsResponse(
+                    resume_token=subscription.token(), caught_up=subscription.caught_up
+                )
+                yield changes + end.SerializeToString()
+                changes = b"".join(map(write, await subscription.next(seconds)))

@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from pilot_grpc import errors
@@ -85,6 +85,13 @@ class Credentials:
     async def _read(self, kind: CredentialKind, credential_hash: str) -> Caller | None:
         async with self._database.transaction() as conn:
             return await accounts_db.select_caller(conn, kind, credential_hash)
+
+    async def still_valid(self, credentials: Collection[str]) -> set[str]:
+        """Say which of many credentials still work, by one look at the database."""
+        by_hash = {hash_secret(credential): credential for credential in credentials}
+        async with self._database.transaction() as conn:
+            hashes = await accounts_db.select_valid_hashes(conn, by_hash.keys())
+        return {by_hash[each] for each in hashes}
 
     async def write_uses(self) -> None:
         """Write the uses that were counted since the last time; keep them if that fails."""

@@ -9,7 +9,7 @@ lane of a process; other processes wait for the vault's lock.
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 from zlib import crc32
@@ -61,13 +61,19 @@ class Lanes:
         database: Database,
         books: Books,
         declines: Declines,
+        committed: Callable[[Iterable[VaultId]], None],
         *,
         count: int,
         batch_max: int,
         queue_max: int,
     ) -> None:
-        """Make `count` lanes; the limits count commands. `start` sets them going."""
-        self._lanes = [_Lane(database, books, declines, batch_max, queue_max) for _ in range(count)]
+        """Make `count` lanes; the limits count commands. `start` sets them going.
+
+        `committed` is told which vaults have changed.
+        """
+        self._lanes = [
+            _Lane(database, books, declines, committed, batch_max, queue_max) for _ in range(count)
+        ]
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -110,12 +116,14 @@ class _Lane:
         database: Database,
         books: Books,
         declines: Declines,
+        committed: Callable[[Iterable[VaultId]], None],
         batch_max: int,
         queue_max: int,
     ) -> None:
         self._database = database
         self._books = books
         self._declines = declines
+        self._committed = committed
         self._batch_max = batch_max
         self._queue_max = queue_max
         self._queue: deque[_Item] = deque()
@@ -234,6 +242,7 @@ class _Lane:
                 for item in batch
             ]
             await self._books.write(conn, book)
+        self._committed(book.vaults)
         for event in book.created.values():
             if event.decline is not None and event.agent_id is not None:
                 self._declines.count(event.agent_id)

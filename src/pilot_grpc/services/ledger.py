@@ -30,9 +30,11 @@ from pilot_grpc.domain.ledger import (
     SpendSummary,
 )
 from pilot_grpc.domain.requests import Request
+from pilot_grpc.domain.stream import Scope
 from pilot_grpc.services.agents import Homes
 from pilot_grpc.services.declines import Declines
 from pilot_grpc.services.lanes import Lanes
+from pilot_grpc.services.stream import Streams
 from pilot_grpc.services.turns import Turns
 
 
@@ -71,6 +73,7 @@ class Ledger:
     homes: Homes
     declines: Declines
     turns: Turns
+    streams: Streams
 
     async def spend(self, caller: Caller, order: SpendOrder) -> Event:
         """Decide a spend: confirmed, or failed with the reason of the decline.
@@ -247,22 +250,39 @@ class Ledger:
 
         Raises NotFound for a vault or an agent that is not the caller's.
         """
+        placed = await self._placed(caller, wanted)
+        if placed is None:
+            return []
+        async with self.turns.take(caller.user_id), self.database.transaction() as conn:
+            return await ledger_db.select_events(conn, caller.user_id, placed, after, limit)
+
+    async def resume_token(self, caller: Caller, wanted: EventFilter) -> str:
+        """Make the token of a stream that goes on where a list, read after this, ends.
+
+        Empty for an agent that is not of the vault. Raises NotFound for a vault or an
+        agent that is not the caller's.
+        """
+        placed = await self._placed(caller, wanted)
+        if placed is None:
+            return ""
+        return await self.streams.token_now(Scope(caller.user_id, placed.vault_id, placed.agent_id))
+
+    async def _placed(self, caller: Caller, wanted: EventFilter) -> EventFilter | None:
+        """Name the vault of an agent, and let an agent see only itself; None: nothing at all."""
         if caller.agent_id is not None:
             if wanted.agent_id not in {None, caller.agent_id}:
                 raise errors.NotFound(resource="agent", id=wanted.agent_id)
             if wanted.vault_id not in {None, caller.vault_id}:
                 raise errors.NotFound(resource="vault", id=wanted.vault_id)
-            wanted = wanted._replace(agent_id=caller.agent_id, vault_id=caller.vault_id)
-        else:
-            if wanted.vault_id is not None:
-                await self._must_own_vault(caller, wanted.vault_id)
-            if wanted.agent_id is not None:
-                home = (await self.homes.of(caller, [wanted.agent_id]))[wanted.agent_id]
-                if wanted.vault_id not in {None, home.vault_id}:
-                    return []
-                wanted = wanted._replace(vault_id=home.vault_id)
-        async with self.turns.take(caller.user_id), self.database.transaction() as conn:
-            return await ledger_db.select_events(conn, caller.user_id, wanted, after, limit)
+            return wanted._replace(agent_id=caller.agent_id, vault_id=caller.vault_id)
+        if wanted.vault_id is not None:
+            await self._must_own_vault(caller, wanted.vault_id)
+        if wanted.agent_id is not None:
+            home = (await self.homes.of(caller, [wanted.agent_id]))[wanted.agent_id]
+            if wanted.vault_id not in {None, home.vault_id}:
+                return None
+            return wanted._replace(vault_id=home.vault_id)
+        return wanted
 
     async def summarize_spend(
         self,
