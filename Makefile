@@ -74,8 +74,9 @@ lock: setup ## Pin the newest versions that pyproject.toml allows
 	@$(LOCK) --group dev --constraint requirements.lock pyproject.toml \
 		--output-file requirements-dev.lock
 
-bench: setup ## Measure spends through gRPC against pgbench on one row
+bench: setup ## Measure spends against pgbench on one row, and how fast events come out
 	@$(BIN)/python -m bench.spend
+	@$(BIN)/python -m bench.stream
 
 db-migrate: $(VENV)/runtime.stamp ## Apply the pending migrations
 	@$(BIN)/pilot db migrate

@@ -60,6 +60,17 @@ CREATE TABLE public.api_keys (
     CONSTRAINT api_keys_request_count_is_not_negative CHECK ((request_count >= 0))
 );
 
+CREATE TABLE public.change_checkpoints (
+    vault_id text NOT NULL,
+    revision bigint NOT NULL,
+    balance bigint NOT NULL,
+    chain_balance bigint NOT NULL,
+    held bigint NOT NULL,
+    digest bytea NOT NULL,
+    changed_at timestamp with time zone NOT NULL,
+    CONSTRAINT change_checkpoints_revision_is_positive CHECK ((revision > 0))
+);
+
 CREATE TABLE public.event_changes (
     vault_id text NOT NULL,
     revision bigint NOT NULL,
@@ -170,6 +181,13 @@ CREATE TABLE public.sign_in_attempts (
     CONSTRAINT sign_in_attempts_attempts_are_positive CHECK ((attempts > 0))
 );
 
+CREATE TABLE public.stream_key (
+    id boolean DEFAULT true NOT NULL,
+    secret bytea NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT stream_key_is_one_row CHECK (id)
+);
+
 CREATE TABLE public.users (
     id text NOT NULL,
     email text NOT NULL,
@@ -208,6 +226,40 @@ CREATE TABLE public.vaults (
 )
 WITH (fillfactor='50');
 
+CREATE TABLE public.webhook_secrets (
+    agent_id text NOT NULL,
+    id text NOT NULL,
+    version smallint NOT NULL,
+    wrapping_key_id text NOT NULL,
+    wrapped_data_key bytea NOT NULL,
+    sealed_secret bytea NOT NULL,
+    expires_at timestamp with time zone,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+CREATE TABLE public.webhooks (
+    agent_id text NOT NULL,
+    vault_id text NOT NULL,
+    cursor_revision bigint NOT NULL,
+    delivered_revision bigint,
+    final_revision bigint,
+    edition bigint DEFAULT 0 NOT NULL,
+    attempts integer DEFAULT 0 NOT NULL,
+    failing_since timestamp with time zone,
+    last_error text,
+    last_error_at timestamp with time zone,
+    last_success_at timestamp with time zone,
+    next_attempt_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    leased_by text,
+    leased_until timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT webhooks_cursor_revision_is_not_negative CHECK ((cursor_revision >= 0)),
+    CONSTRAINT webhooks_failing_has_a_beginning CHECK (((attempts > 0) = (failing_since IS NOT NULL))),
+    CONSTRAINT webhooks_last_error_has_a_time CHECK (((last_error IS NULL) = (last_error_at IS NULL))),
+    CONSTRAINT webhooks_last_error_is_bounded CHECK ((length(last_error) <= 500))
+)
+WITH (fillfactor='50');
+
 ALTER TABLE ONLY public.agent_budget_rules
     ADD CONSTRAINT agent_budget_rules_agent_id_key UNIQUE (agent_id);
 
@@ -225,6 +277,9 @@ ALTER TABLE ONLY public.api_keys
 
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.change_checkpoints
+    ADD CONSTRAINT change_checkpoints_pkey PRIMARY KEY (vault_id);
 
 ALTER TABLE ONLY public.event_changes
     ADD CONSTRAINT event_changes_pkey PRIMARY KEY (vault_id, revision);
@@ -253,6 +308,9 @@ ALTER TABLE ONLY public.sessions
 ALTER TABLE ONLY public.sign_in_attempts
     ADD CONSTRAINT sign_in_attempts_pkey PRIMARY KEY (email_hash);
 
+ALTER TABLE ONLY public.stream_key
+    ADD CONSTRAINT stream_key_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY public.users
     ADD CONSTRAINT users_email_key UNIQUE (email);
 
@@ -273,6 +331,12 @@ ALTER TABLE ONLY public.vaults
 
 ALTER TABLE ONLY public.vaults
     ADD CONSTRAINT vaults_project_id_key UNIQUE (project_id);
+
+ALTER TABLE ONLY public.webhook_secrets
+    ADD CONSTRAINT webhook_secrets_pkey PRIMARY KEY (agent_id, id);
+
+ALTER TABLE ONLY public.webhooks
+    ADD CONSTRAINT webhooks_pkey PRIMARY KEY (agent_id);
 
 CREATE INDEX agents_project_id_idx ON public.agents USING btree (project_id, created_at);
 
@@ -304,6 +368,8 @@ CREATE INDEX sessions_user_id_idx ON public.sessions USING btree (user_id, creat
 
 CREATE INDEX sign_in_attempts_window_started_at_idx ON public.sign_in_attempts USING btree (window_started_at);
 
+CREATE UNIQUE INDEX webhook_secrets_current_key ON public.webhook_secrets USING btree (agent_id) WHERE (expires_at IS NULL);
+
 ALTER TABLE ONLY public.agent_budget_rules
     ADD CONSTRAINT agent_budget_rules_agent_id_fkey FOREIGN KEY (agent_id) REFERENCES public.agents(id) ON DELETE CASCADE;
 
@@ -312,6 +378,9 @@ ALTER TABLE ONLY public.agents
 
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY public.change_checkpoints
+    ADD CONSTRAINT change_checkpoints_vault_id_fkey FOREIGN KEY (vault_id) REFERENCES public.vaults(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY public.event_changes
     ADD CONSTRAINT event_changes_vault_id_fkey FOREIGN KEY (vault_id) REFERENCES public.vaults(id) ON DELETE CASCADE;
@@ -340,9 +409,18 @@ ALTER TABLE ONLY public.sessions
 ALTER TABLE ONLY public.vaults
     ADD CONSTRAINT vaults_project_id_fkey FOREIGN KEY (project_id) REFERENCES public.projects(id) ON DELETE CASCADE;
 
+ALTER TABLE ONLY public.webhook_secrets
+    ADD CONSTRAINT webhook_secrets_agent_id_fkey FOREIGN KEY (agent_id) REFERENCES public.webhooks(agent_id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY public.webhooks
+    ADD CONSTRAINT webhooks_agent_id_fkey FOREIGN KEY (agent_id) REFERENCES public.agents(id) ON DELETE CASCADE;
+
 INSERT INTO public.schema_migrations (version) VALUES ('20261123000001');
 INSERT INTO public.schema_migrations (version) VALUES ('20261123000002');
 INSERT INTO public.schema_migrations (version) VALUES ('20261123000003');
 INSERT INTO public.schema_migrations (version) VALUES ('20261123000004');
 INSERT INTO public.schema_migrations (version) VALUES ('20261123000005');
 INSERT INTO public.schema_migrations (version) VALUES ('20261123000006');
+INSERT INTO public.schema_migrations (version) VALUES ('20261123000007');
+INSERT INTO public.schema_migrations (version) VALUES ('20261123000008');
+INSERT INTO public.schema_migrations (version) VALUES ('20261123000009');

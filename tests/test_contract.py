@@ -23,6 +23,7 @@ from pilot_grpc.domain.accounts import Permission
 from pilot_grpc.domain.agents import AgentStatus
 from pilot_grpc.domain.ledger import EventKind, EventStatus, EventType, FailureReason
 from pilot_grpc.domain.projects import ProjectStatus
+from pilot_grpc.domain.webhooks import WebhookState
 from pilot_grpc.gen.pilot.v1 import accounts_pb2, agents_pb2, errors_pb2, ledger_pb2, projects_pb2
 from pilot_grpc.rpc import auth, wire
 from pilot_grpc.rpc.errors import STATUS_CODES
@@ -33,6 +34,7 @@ ENUMS: list[tuple[EnumDescriptor, type[StrEnum], dict[Any, Any]]] = [
     (accounts_pb2.Permission.DESCRIPTOR, Permission, wire.PERMISSIONS),
     (projects_pb2.ProjectStatus.DESCRIPTOR, ProjectStatus, wire.PROJECT_STATUSES),
     (agents_pb2.AgentStatus.DESCRIPTOR, AgentStatus, wire.AGENT_STATUSES),
+    (agents_pb2.WebhookState.DESCRIPTOR, WebhookState, wire.WEBHOOK_STATES),
     (ledger_pb2.EventType.DESCRIPTOR, EventType, wire.EVENT_TYPES),
     (ledger_pb2.EventKind.DESCRIPTOR, EventKind, wire.EVENT_KINDS),
     (ledger_pb2.EventStatus.DESCRIPTOR, EventStatus, wire.EVENT_STATUSES),
@@ -40,7 +42,7 @@ ENUMS: list[tuple[EnumDescriptor, type[StrEnum], dict[Any, Any]]] = [
 ]
 
 # Every int64 is an amount of money, but for these.
-NOT_MONEY = re.compile(r"revision|.+_count")
+NOT_MONEY = re.compile(r"(.+_)?revision|.+_count")
 
 # The tail of an RPC's comment says who may call it; so does the table in rpc/auth.py.
 WHO_MAY_CALL = {

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pilot_grpc.settings import LogFormat, Settings, SettingsError, SolanaCluster
+from pilot_grpc.settings import LogFormat, Settings, SettingsError, SolanaCluster, WrappingKey
 
 KEY = base64.b64encode(bytes(range(32))).decode()
+OTHER_KEY = base64.b64encode(bytes(32)).decode()
 REMOTE = "postgresql://pilot:hunter2@db.example.com/pilot"
 
 
@@ -22,6 +23,7 @@ def test_an_empty_environment_is_a_first_run() -> None:
     assert settings.listen_address == "127.0.0.1:50051"
     assert settings.uses_embedded_database
     assert settings.data_dir == Path(".pilot")
+    assert (settings.changes_kept_age, settings.changes_kept_count) == (None, None)
 
 
 def test_every_variable_is_read() -> None:
@@ -29,6 +31,8 @@ def test_every_variable_is_read() -> None:
         {
             "DATABASE_URL": REMOTE,
             "PILOT_ALLOW_CREDITS": "off",
+            "PILOT_CHANGES_KEPT_COUNT": "100000",
+            "PILOT_CHANGES_KEPT_DAYS": "30",
             "PILOT_DATABASE_DIRECT_URL": "postgresql://direct.example.com/pilot",
             "PILOT_DATABASE_POOLER": "true",
             "PILOT_DATABASE_POOL_SIZE": "11",
@@ -36,20 +40,27 @@ def test_every_variable_is_read() -> None:
             "PILOT_DEADLINE_SECONDS": "5",
             "PILOT_DECLINES_PER_MINUTE": "7",
             "PILOT_DRAIN_SECONDS": "3",
+            "PILOT_KEEPALIVE_SECONDS": "9",
             "PILOT_LANES": "4",
             "PILOT_LANE_BATCH_LIMIT": "50",
             "PILOT_LANE_QUEUE_LIMIT": "6000",
             "PILOT_LISTEN_ADDRESS": "[::]:443",
             "PILOT_LOG_FORMAT": "JSON",
             "PILOT_LOG_LEVEL": "warning",
+            "PILOT_OLD_WRAPPING_KEYS": f"2026-10={KEY}, 2026/09={OTHER_KEY}",
             "PILOT_OPEN_HOLDS_LIMIT": "8",
             "PILOT_REFLECTION": "0",
             "PILOT_SESSION_LIFETIME_SECONDS": "3600",
             "PILOT_SIGN_UP_ENABLED": "FALSE",
             "PILOT_SOLANA_CLUSTER": "devnet",
+            "PILOT_STREAMS_LIMIT": "70",
+            "PILOT_STREAMS_PER_USER_LIMIT": "60",
+            "PILOT_STREAM_AGE_SECONDS": "50",
             "PILOT_TLS_CERTIFICATE_FILE": "/tls/cert.pem",
             "PILOT_TLS_CLIENT_CA_FILE": "/tls/ca.pem",
             "PILOT_TLS_KEY_FILE": "/tls/key.pem",
+            "PILOT_WEBHOOKS_ALLOW_PRIVATE": "true",
+            "PILOT_WEBHOOKS_ENABLED": "false",
             "PILOT_WRAPPING_KEY": KEY,
             "PILOT_WRAPPING_KEY_ID": "2026-11",
         }
@@ -59,7 +70,12 @@ def test_every_variable_is_read() -> None:
     assert unchanged == set()
     assert settings.wrapping_key is not None
     assert settings.wrapping_key.secret == bytes(range(32))
+    assert settings.old_wrapping_keys == (
+        WrappingKey(id="2026-10", secret=bytes(range(32))),
+        WrappingKey(id="2026/09", secret=bytes(32)),
+    )
     assert settings.session_lifetime == timedelta(hours=1)
+    assert settings.changes_kept_age == timedelta(days=30)
     assert settings.log_format is LogFormat.JSON
     assert settings.direct_url() == "postgresql://direct.example.com/pilot"
 
@@ -70,6 +86,10 @@ def test_every_variable_is_read() -> None:
         ("PILOT_LANES", "0"),
         ("PILOT_LANES", "two"),
         ("PILOT_REFLECTION", "maybe"),
+        ("PILOT_CHANGES_KEPT_COUNT", "0"),
+        ("PILOT_CHANGES_KEPT_COUNT", "9223372036854775808"),
+        ("PILOT_CHANGES_KEPT_DAYS", "0"),
+        ("PILOT_CHANGES_KEPT_DAYS", "36501"),
         ("PILOT_DRAIN_SECONDS", "-1"),
         ("PILOT_LISTEN_ADDRESS", "50051"),
         ("PILOT_LISTEN_ADDRESS", "localhost:70000"),
@@ -77,6 +97,14 @@ def test_every_variable_is_read() -> None:
         ("PILOT_LOG_LEVEL", "loud"),
         ("DATABASE_URL", "mysql://localhost/pilot"),
         ("PILOT_WRAPPING_KEY", "c2hvcnQ="),
+        ("PILOT_WRAPPING_KEY_ID", "a,b"),
+        ("PILOT_WRAPPING_KEY_ID", "a=b"),
+        ("PILOT_OLD_WRAPPING_KEYS", KEY),
+        ("PILOT_OLD_WRAPPING_KEYS", "2026-10=c2hvcnQ="),
+        ("PILOT_OLD_WRAPPING_KEYS", f"development={KEY}"),
+        ("PILOT_OLD_WRAPPING_KEYS", f"2026-10={KEY},"),
+        ("PILOT_OLD_WRAPPING_KEYS", f"2026-10={KEY},2026-10={OTHER_KEY}"),
+        ("PILOT_OLD_WRAPPING_KEYS", ",".join(f"{n}={KEY}" for n in range(17))),
     ],
 )
 def test_a_bad_value_is_refused_by_name(name: str, value: str) -> None:
@@ -93,8 +121,18 @@ def test_a_bad_value_is_refused_by_name(name: str, value: str) -> None:
         {"PILOT_WRAPPING_KEY": KEY},
         {"PILOT_WRAPPING_KEY_ID": "2026-11"},
         {"PILOT_WRAPPING_KEY": KEY, "PILOT_WRAPPING_KEY_ID": "development"},
+        {
+            "PILOT_WRAPPING_KEY": KEY,
+            "PILOT_WRAPPING_KEY_ID": "2026-11",
+            "PILOT_OLD_WRAPPING_KEYS": f"2026-11={OTHER_KEY}",
+        },
         {"PILOT_LANE_QUEUE_LIMIT": "1999"},
         {"PILOT_SOLANA_CLUSTER": "mainnet"},
+        {
+            "DATABASE_URL": REMOTE,
+            "PILOT_SOLANA_CLUSTER": "mainnet",
+            "PILOT_WEBHOOKS_ALLOW_PRIVATE": "true",
+        },
     ],
 )
 def test_values_that_contradict_each_other_are_refused(environ: dict[str, str]) -> None:
@@ -115,6 +153,7 @@ def test_nothing_secret_is_printed() -> None:
         "DATABASE_URL": REMOTE,
         "PILOT_WRAPPING_KEY": KEY,
         "PILOT_WRAPPING_KEY_ID": "2026-11",
+        "PILOT_OLD_WRAPPING_KEYS": f"2026-10={OTHER_KEY}",
     }
     printed = repr(Settings.from_environ(environ))
     with pytest.raises(SettingsError) as refusal:
@@ -123,7 +162,9 @@ def test_nothing_secret_is_printed() -> None:
     for text in (printed, str(refusal.value)):
         assert "hunter2" not in text
         assert KEY not in text
+        assert OTHER_KEY not in text
         assert str(bytes(range(32))) not in text
+        assert str(bytes(32)) not in text
 
 
 def test_credits_are_off_on_mainnet_unless_allowed() -> None:

@@ -1,4 +1,4 @@
-"""The command line: `pilot serve`, `pilot db ...`, `pilot health`.
+"""The command line: `pilot serve`, `health`, `localnet`, `db ...` and `keys ...`.
 
 What only one command needs is imported by that command, so that the others start at once.
 """
@@ -10,7 +10,16 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from pilot_grpc import cli_db, database_url, development, embedded, logs, migrations
+from pilot_grpc import (
+    cli_db,
+    cli_keys,
+    cli_localnet,
+    database_url,
+    development,
+    embedded,
+    logs,
+    migrations,
+)
 from pilot_grpc.settings import Settings, SettingsError
 
 EXPECTED_ERRORS = (
@@ -18,6 +27,7 @@ EXPECTED_ERRORS = (
     database_url.DatabaseUrlError,
     embedded.EmbeddedPostgresError,
     migrations.MigrationError,
+    cli_keys.KeysError,
 )
 
 NEXT_STEPS = """
@@ -57,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     health.set_defaults(command=_health)
     db = commands.add_parser("db", help="migrate, load, seed and reset the database")
     cli_db.add_commands(db.add_subparsers(required=True, metavar="COMMAND"))
+    keys = commands.add_parser("keys", help="see the wrapping keys in use, and change the key")
+    cli_keys.add_commands(keys.add_subparsers(required=True, metavar="COMMAND"))
+    cli_localnet.add_command(commands)
     return parser
 
 
@@ -90,18 +103,8 @@ async def _prepare_and_serve(settings: Settings, *, ours: bool) -> None:
         await migrations.migrate(settings.direct_url())
         await cli_db.seed_database(settings, only_if_empty=True)
     else:
-        await _refuse_pending_migrations(settings)
+        await cli_db.refuse_pending_migrations(settings)
     await serve(settings, ready=lambda address: _announce(settings, address, ours=ours))
-
-
-async def _refuse_pending_migrations(settings: Settings) -> None:
-    url = settings.database_url or settings.direct_url()
-    waiting = await migrations.status(url, pooler=settings.database_pooler)
-    if waiting:
-        names = ", ".join(each.path.name for each in waiting)
-        raise migrations.MigrationError(
-            f"the database lacks migrations of this version ({names}); run `pilot db migrate` first"
-        )
 
 
 def _announce(settings: Settings, address: str, *, ours: bool) -> None:

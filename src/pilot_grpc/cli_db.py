@@ -47,6 +47,17 @@ async def seed_database(settings: Settings, *, only_if_empty: bool = False) -> N
             await database.close()
 
 
+async def refuse_pending_migrations(settings: Settings) -> None:
+    """Raise MigrationError unless the database is there and up to date; works through a pooler."""
+    url = settings.database_url or settings.direct_url()
+    waiting = await migrations.status(url, pooler=settings.database_pooler)
+    if waiting:
+        names = ", ".join(each.path.name for each in waiting)
+        raise migrations.MigrationError(
+            f"the database lacks migrations of this version ({names}); run `pilot db migrate` first"
+        )
+
+
 def _db_migrate(settings: Settings, _: argparse.Namespace) -> int:
     with development.provided(settings) as provided:
         applied = asyncio.run(migrations.migrate(provided.direct_url()))

@@ -189,3 +189,43 @@ class ServerDraining(PilotError):
 class Internal(PilotError):
     reason = "INTERNAL"
     message = "Something went wrong; the log has it under this error_id."
+
+
+class ResumeTokenInvalid(PilotError):
+    reason = "RESUME_TOKEN_INVALID"
+    message = "The resume token was not made by this installation, or was changed."
+
+
+class ResumeTokenOfAnotherScope(PilotError):
+    reason = "RESUME_TOKEN_OF_ANOTHER_SCOPE"
+    message = "The resume token belongs to another vault, agent or user."
+
+
+class ChangesTrimmed(PilotError):
+    reason = "CHANGES_TRIMMED"
+    message = "Changes that should come next are no longer kept."
+
+
+class HistoryUndone(PilotError):
+    reason = "HISTORY_UNDONE"
+    message = "The vault's history was restored to an earlier time than the token's."
+
+
+class StreamTooOld(PilotError):
+    reason = "STREAM_TOO_OLD"
+    message = "The stream has lasted as long as one may; resume it."
+
+
+class SubscriberStalled(PilotError):
+    reason = "SUBSCRIBER_STALLED"
+    message = "The subscriber took nothing for too long; resume it."
+
+
+class WebhookNotSet(PilotError):
+    reason = "WEBHOOK_NOT_SET"
+    message = "The agent has no webhook_url."
+
+
+class WebhookNeedsSecret(PilotError):
+    reason = "WEBHOOK_NEEDS_SECRET"
+    message = "The agent has no secret to sign with."

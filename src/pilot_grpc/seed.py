@@ -30,6 +30,7 @@ from pilot_grpc.domain.ledger import (
     Spend,
 )
 from pilot_grpc.domain.requests import Request
+from pilot_grpc.sealing import Sealer
 from pilot_grpc.services.accounts import Passwords
 from pilot_grpc.services.books import Books
 from pilot_grpc.services.credentials import hash_secret, new_secret
@@ -67,7 +68,7 @@ async def seed(database: Database, settings: Settings) -> None:
     """Add the demo user and all that is theirs, in one transaction; once is enough."""
     if settings.wrapping_key is None:
         raise ValueError("a vault cannot be made without a wrapping key")
-    custody = Custody(settings.wrapping_key.id, settings.wrapping_key.secret)
+    custody = Custody(Sealer(settings.wrapping_key))
     password_hash = await Passwords().hash(PASSWORD)
     async with database.transaction() as conn:
         if await accounts_db.select_user_by_email(conn, EMAIL) is not None:

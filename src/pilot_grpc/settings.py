@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -22,7 +23,13 @@ V = TypeVar("V")
 E = TypeVar("E", bound=StrEnum)
 
 WRAPPING_KEY_BYTES: Final = 32
+OLD_WRAPPING_KEYS_MAX: Final = 16
+# What can stand before the `=` of PILOT_OLD_WRAPPING_KEYS, and in a message to a person.
+KEY_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 MAX_PORT: Final = 65_535
+# Every number fits a bigint of PostgreSQL, and any age a calendar that begins with the year 1.
+NUMBER_MAX: Final = 2**63 - 1
+DAYS_MAX: Final = 36_500
 
 # One vault may fill half of a queue, and a BatchSpend of 1,000 must fit.
 LANE_QUEUE_MIN: Final = 2_000
@@ -88,7 +95,7 @@ class Settings:
     # its host contains "-pooler", as Neon's do.
     database_pooler: bool = False
     # PILOT_DATABASE_POOL_SIZE: the most connections that this process opens for requests. Each
-    # lane has up to three more, and credentials and health have two.
+    # lane has up to three more, streams have four, and credentials and health two.
     database_pool_size: int = 10
 
     # PILOT_LANES: how many batches of spends this process decides at the same time. One a core
@@ -105,6 +112,9 @@ class Settings:
     # PILOT_WRAPPING_KEY (base64 of 32 bytes) with PILOT_WRAPPING_KEY_ID. Without them a key is
     # made in data_dir, which is enough for the embedded database only.
     wrapping_key: WrappingKey | None = None
+    # PILOT_OLD_WRAPPING_KEYS (id=base64,id=base64): keys that open what they sealed, and seal
+    # nothing any more; at most 16.
+    old_wrapping_keys: tuple[WrappingKey, ...] = ()
 
     # PILOT_SIGN_UP_ENABLED: whether strangers may create accounts.
     sign_up_enabled: bool = True
@@ -116,11 +126,25 @@ class Settings:
     # RESOURCE_EXHAUSTED until a minute has passed. Each process counts for itself.
     declines_per_minute: int = 120
 
+    # PILOT_CHANGES_KEPT_DAYS: changes that are older are trimmed, and a subscriber that was away
+    # for longer cannot resume. Default: none is trimmed for its age.
+    changes_kept_age: timedelta | None = None
+    # PILOT_CHANGES_KEPT_COUNT: of each vault so many of its newest changes are kept, and those
+    # before them are trimmed. Default: all are kept. With both, a change goes when either says so;
+    # the newest change of a vault, its events, and the answers to its requests always stay.
+    changes_kept_count: int | None = None
+
     # PILOT_SOLANA_CLUSTER: embedded, localnet, devnet or mainnet.
     solana_cluster: SolanaCluster = SolanaCluster.EMBEDDED
     # PILOT_ALLOW_CREDITS: whether RecordFunding may credit money that is not on chain.
     # Default: true, but false on mainnet.
     allow_credits: bool = True
+
+    # PILOT_WEBHOOKS_ENABLED: whether this process delivers changes to the agents' webhook_urls.
+    webhooks_enabled: bool = True
+    # PILOT_WEBHOOKS_ALLOW_PRIVATE: whether a webhook_url may lead to this machine or to a private
+    # network. For development: not on mainnet.
+    webhooks_allow_private: bool = False
 
     # PILOT_TLS_CERTIFICATE_FILE and PILOT_TLS_KEY_FILE: PEM; without them the server speaks
     # plain text.
@@ -134,6 +158,16 @@ class Settings:
     # PILOT_DEADLINE_SECONDS: the longest that a unary request may take; a caller's shorter
     # deadline holds.
     deadline: timedelta = timedelta(seconds=10)
+    # PILOT_STREAMS_LIMIT: the most SubscribeEvents streams that this process serves, and
+    # PILOT_STREAMS_PER_USER_LIMIT: of them, the most of one user.
+    streams_limit: int = 5_000
+    streams_per_user_limit: int = 2_000
+    # PILOT_STREAM_AGE_SECONDS: how long a stream lasts before it is ended with UNAVAILABLE, to
+    # be resumed on whichever server is next; a fifth more or less, so that not all end together.
+    stream_age: timedelta = timedelta(minutes=30)
+    # PILOT_KEEPALIVE_SECONDS: how long a connection may be silent before the server asks whether
+    # the client is still there; one that does not answer within 10 seconds is closed.
+    keepalive: timedelta = timedelta(seconds=30)
     # PILOT_DRAIN_SECONDS: how long SIGTERM waits for requests in flight.
     drain_grace: timedelta = timedelta(seconds=10)
 
@@ -162,19 +196,32 @@ class Settings:
             lane_queue_limit=reader.count("PILOT_LANE_QUEUE_LIMIT", cls.lane_queue_limit),
             data_dir=reader.path("PILOT_DATA_DIR") or cls.data_dir,
             wrapping_key=reader.wrapping_key(),
+            old_wrapping_keys=reader.old_wrapping_keys(),
             sign_up_enabled=reader.boolean("PILOT_SIGN_UP_ENABLED", cls.sign_up_enabled),
             session_lifetime=reader.seconds("PILOT_SESSION_LIFETIME_SECONDS", cls.session_lifetime),
             open_holds_limit=reader.count("PILOT_OPEN_HOLDS_LIMIT", cls.open_holds_limit),
             declines_per_minute=reader.count("PILOT_DECLINES_PER_MINUTE", cls.declines_per_minute),
+            changes_kept_age=reader.days("PILOT_CHANGES_KEPT_DAYS", cls.changes_kept_age),
+            changes_kept_count=reader.count("PILOT_CHANGES_KEPT_COUNT", cls.changes_kept_count),
             solana_cluster=cluster,
             allow_credits=reader.boolean(
                 "PILOT_ALLOW_CREDITS", cluster is not SolanaCluster.MAINNET
+            ),
+            webhooks_enabled=reader.boolean("PILOT_WEBHOOKS_ENABLED", cls.webhooks_enabled),
+            webhooks_allow_private=reader.boolean(
+                "PILOT_WEBHOOKS_ALLOW_PRIVATE", cls.webhooks_allow_private
             ),
             tls_certificate_file=reader.path("PILOT_TLS_CERTIFICATE_FILE"),
             tls_key_file=reader.path("PILOT_TLS_KEY_FILE"),
             tls_client_ca_file=reader.path("PILOT_TLS_CLIENT_CA_FILE"),
             reflection=reader.boolean("PILOT_REFLECTION", cls.reflection),
             deadline=reader.seconds("PILOT_DEADLINE_SECONDS", cls.deadline),
+            streams_limit=reader.count("PILOT_STREAMS_LIMIT", cls.streams_limit),
+            streams_per_user_limit=reader.count(
+                "PILOT_STREAMS_PER_USER_LIMIT", cls.streams_per_user_limit
+            ),
+            stream_age=reader.seconds("PILOT_STREAM_AGE_SECONDS", cls.stream_age),
+            keepalive=reader.seconds("PILOT_KEEPALIVE_SECONDS", cls.keepalive),
             drain_grace=reader.seconds("PILOT_DRAIN_SECONDS", cls.drain_grace),
             log_level=reader.choice("PILOT_LOG_LEVEL", cls.log_level),
             log_format=reader.choice("PILOT_LOG_FORMAT", cls.log_format),
@@ -230,8 +277,13 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append("PILOT_TLS_CLIENT_CA_FILE needs PILOT_TLS_CERTIFICATE_FILE")
     if settings.lane_queue_limit < LANE_QUEUE_MIN:
         problems.append(f"PILOT_LANE_QUEUE_LIMIT must be at least {LANE_QUEUE_MIN}")
+    current = settings.wrapping_key
+    if current is not None and any(key.id == current.id for key in settings.old_wrapping_keys):
+        problems.append("PILOT_OLD_WRAPPING_KEYS must not have the id of PILOT_WRAPPING_KEY")
     if settings.uses_embedded_database and settings.solana_cluster is SolanaCluster.MAINNET:
         problems.append("PILOT_SOLANA_CLUSTER=mainnet needs DATABASE_URL and PILOT_WRAPPING_KEY")
+    if settings.webhooks_allow_private and settings.solana_cluster is SolanaCluster.MAINNET:
+        problems.append("PILOT_WEBHOOKS_ALLOW_PRIVATE is for development, not for mainnet")
     return problems
 
 
@@ -247,8 +299,12 @@ class _Reader:
             name, default, lambda text: BOOLEANS[text.lower()], "must be true or false"
         )
 
-    def count(self, name: str, default: int) -> int:
+    def count(self, name: str, default: D) -> int | D:
         return self._read(name, default, _positive, "must be a whole number above zero")
+
+    def days(self, name: str, default: D) -> timedelta | D:
+        rule = f"must be a whole number of days from 1 to {DAYS_MAX}"
+        return self._read(name, default, _days, rule)
 
     def seconds(self, name: str, default: timedelta) -> timedelta:
         return self._read(
@@ -280,14 +336,22 @@ class _Reader:
             _secret,
             f"must be the base64 of {WRAPPING_KEY_BYTES} bytes (`openssl rand -base64 32`)",
         )
-        key_id = self._environ.get("PILOT_WRAPPING_KEY_ID", "")
-        if key_id == DEVELOPMENT_KEY_ID:
-            self.problems.append(f"PILOT_WRAPPING_KEY_ID must not be {DEVELOPMENT_KEY_ID}")
-        if bool(key_id) != bool(self._environ.get("PILOT_WRAPPING_KEY")):
+        key_id = self._read(
+            "PILOT_WRAPPING_KEY_ID",
+            "",
+            _key_id,
+            f"must be letters, digits and any of . _ : / -, and not {DEVELOPMENT_KEY_ID}",
+        )
+        names = ("PILOT_WRAPPING_KEY", "PILOT_WRAPPING_KEY_ID")
+        if len({bool(self._environ.get(name, "").strip()) for name in names}) > 1:
             self.problems.append(
                 "PILOT_WRAPPING_KEY and PILOT_WRAPPING_KEY_ID must be set together"
             )
         return WrappingKey(id=key_id, secret=secret) if secret else None
+
+    def old_wrapping_keys(self) -> tuple[WrappingKey, ...]:
+        rule = f"must be up to {OLD_WRAPPING_KEYS_MAX} different id=base64, separated by commas"
+        return self._read("PILOT_OLD_WRAPPING_KEYS", (), _wrapping_keys, rule)
 
     def _read(self, name: str, default: D, parse: Callable[[str], V], rule: str) -> D | V:
         """An empty variable is an absent one. The value is never shown: it may be secret."""
@@ -305,9 +369,16 @@ class _Reader:
 
 def _positive(text: str) -> int:
     number = int(text)
-    if number < 1:
+    if not 1 <= number <= NUMBER_MAX:
         raise ValueError
     return number
+
+
+def _days(text: str) -> timedelta:
+    days = _positive(text)
+    if days > DAYS_MAX:
+        raise ValueError
+    return timedelta(days=days)
 
 
 def _address(text: str) -> str:
@@ -322,6 +393,22 @@ def _secret(text: str) -> bytes:
     if len(secret) != WRAPPING_KEY_BYTES:
         raise ValueError
     return secret
+
+
+def _key_id(text: str) -> str:
+    if text == DEVELOPMENT_KEY_ID or not KEY_ID.fullmatch(text):
+        raise ValueError
+    return text
+
+
+def _wrapping_keys(text: str) -> tuple[WrappingKey, ...]:
+    keys = []
+    for item in text.split(","):
+        key_id, _, secret = item.strip().partition("=")
+        keys.append(WrappingKey(id=_key_id(key_id), secret=_secret(secret)))
+    if len(keys) > OLD_WRAPPING_KEYS_MAX or len({key.id for key in keys}) < len(keys):
+        raise ValueError
+    return tuple(keys)
 
 
 def _database_url(text: str) -> str:

@@ -10,7 +10,17 @@ import asyncpg
 import pytest
 
 from pilot_grpc.database_url import connect_arguments, with_database
-from pilot_grpc.db import accounts, agents, budgets, connection, ledger, projects, recount, vaults
+from pilot_grpc.db import (
+    accounts,
+    agents,
+    budgets,
+    connection,
+    ledger,
+    projects,
+    recount,
+    trimming,
+    vaults,
+)
 from pilot_grpc.domain.accounts import CredentialKind
 from tests.conftest import Server
 
@@ -65,6 +75,10 @@ INSERT INTO event_requests (
 )
 SELECT vault_id, agent_id, 'q' || id, '', '', id, revision, status, amount, created_at
   FROM events;
+INSERT INTO change_checkpoints (
+    vault_id, revision, balance, chain_balance, held, digest, changed_at
+)
+SELECT id, 1, 0, 0, 0, '', created_at FROM vaults;
 ANALYZE;
 """
 
@@ -183,6 +197,22 @@ HOT: Final[dict[str, tuple[str, tuple[Any, ...], set[str]]]] = {
         ("v1", NOW - 9 * DAY, "e9", 50),
         {"events_vault_id_created_at_idx"},
     ),
+    "find what the trimmed changes left": (
+        recount.SELECT_CHECKPOINT,
+        ("v7",),
+        {"change_checkpoints_pkey"},
+    ),
+    "find vaults to trim": (
+        trimming.SELECT_VAULTS,
+        ("v1", 10, NOW - 9 * DAY, 10),
+        {"vaults_pkey", "change_checkpoints_pkey", "event_changes_pkey"},
+    ),
+    "find what is to be trimmed": (
+        trimming.UPSERT_CHECKPOINT,
+        ("v1", 100, 10, NOW - 9 * DAY, 1_000),
+        {"vaults_pkey", "event_changes_pkey"},
+    ),
+    "trim": (trimming.DELETE_CHANGES, ("v1", 100, 1_100), {"event_changes_pkey"}),
     "count what is pending": (projects.COUNT_PENDING, ("v26",), {"events_pending_idx"}),
     "who has a session": (
         accounts._SELECT_CALLER[CredentialKind.SESSION],

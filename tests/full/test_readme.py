@@ -26,6 +26,8 @@ README = (ROOT / "README.md").read_text()
 ADDRESS = "127.0.0.1:50051"
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# "save this as `spend.py`", and the block that comes next
+PROGRAM = re.compile(r"ave this as `(\w+\.py)`.*?^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 END_OF_OUTPUT = "--- end of output ---"
 WALK_SECONDS = 90
@@ -133,8 +135,8 @@ def test_the_walk_prints_what_the_readme_says(
 ) -> None:
     walk = steps(README)
     tools = [str(Path(sys.executable).parent), str(grpcurl.parent), os.environ["PATH"]]
-    (client,) = (text for language, text in BLOCK.findall(README) if language == "python")
-    (checkout / "spend.py").write_text(client)
+    for name, program in PROGRAM.findall(README):
+        (checkout / name).write_text(program)
 
     commands = [step.command.replace(ADDRESS, address_in(announcement)) for step in walk]
     outputs = type_in(commands, checkout, os.pathsep.join(tools))

@@ -43,6 +43,7 @@ def without_ids() -> list[Message]:
         accounts.ListApiKeysRequest(),
         projects.CreateProjectRequest(name="Project"),
         projects.ListProjectsRequest(),
+        ledger.SubscribeEventsRequest(start=ledger.STREAM_START_LATEST),
     ]
 
 
@@ -72,6 +73,10 @@ def with_ids(named: Resources) -> list[Message]:
         agents.DeleteAgentRequest(agent_id=named.agent),
         agents.IssueAgentKeyRequest(agent_id=named.agent),
         agents.RevokeAgentKeyRequest(agent_id=named.agent),
+        agents.GetWebhookRequest(agent_id=named.agent),
+        agents.IssueWebhookSecretRequest(agent_id=named.agent),
+        agents.SendTestWebhookRequest(agent_id=named.agent),
+        agents.RedeliverWebhookRequest(agent_id=named.agent, from_revision=1),
         budgets.SetBudgetRuleRequest(agent_id=named.agent, per_tx_limit=1, daily_limit=1),
         budgets.GetBudgetRuleRequest(agent_id=named.agent),
         budgets.RemoveBudgetRuleRequest(agent_id=named.agent),
@@ -86,6 +91,17 @@ def with_ids(named: Resources) -> list[Message]:
             end_time=datetime(2026, 2, 1, tzinfo=UTC),
         ),
         ledger.VerifyLedgerRequest(vault_id=named.vault),
+        *follows(named),
+    ]
+
+
+def follows(named: Resources) -> list[Message]:
+    """Make the requests that follow a resource."""
+    earliest = ledger.STREAM_START_EARLIEST
+    return [
+        ledger.SubscribeEventsRequest(vault_id=named.vault, start=earliest),
+        ledger.SubscribeEventsRequest(project_id=named.project, start=earliest),
+        ledger.SubscribeEventsRequest(agent_id=named.agent, start=earliest),
     ]
 
 

@@ -59,6 +59,10 @@ NEEDS = {
     "DeleteAgent": "write",
     "IssueAgentKey": "write execute",
     "RevokeAgentKey": "write",
+    "GetWebhook": "read agent",
+    "IssueWebhookSecret": "write execute",
+    "SendTestWebhook": "write",
+    "RedeliverWebhook": "write",
     "SetBudgetRule": "write",
     "GetBudgetRule": "read agent",
     "RemoveBudgetRule": "write",
@@ -76,6 +80,7 @@ NEEDS = {
     "ListEvents": "read agent",
     "SummarizeSpend": "read",
     "VerifyLedger": "read",
+    "SubscribeEvents": "read agent",
 }
 
 PERMISSIONS = ("read", "write", "execute")
@@ -91,7 +96,7 @@ LET_IN = {
     **dict.fromkeys(
         ("SignOut", "WhoAmI", "ListSessions", "CreateApiKey", "ListApiKeys"), Refusal("OK")
     ),
-    **dict.fromkeys(("CreateProject", "ListProjects"), Refusal("OK")),
+    **dict.fromkeys(("CreateProject", "ListProjects", "SubscribeEvents"), Refusal("OK")),
 }
 
 MISSING_CREDENTIAL = Refusal("UNAUTHENTICATED", "CREDENTIAL_MISSING")
@@ -272,6 +277,8 @@ async def test_what_belongs_to_others_looks_as_if_it_were_not_there(shared: Pilo
     event_ids = await events_of_every_kind(others)
     theirs = await resources_of(others)
     callers = [stranger.owner, await stranger.api_key(*PERMISSIONS), stranger.agent]
+    # The first stream of all makes the key that tokens are signed with.
+    await stranger.owner(ledger_pb2.ListEventsRequest())
     before = await shared.dump()
 
     for event_id in event_ids:
@@ -288,6 +295,7 @@ async def test_an_agent_sees_and_moves_only_what_is_its_own(shared: Pilot) -> No
     hold = await beside(ledger_pb2.AuthorizeSpendRequest(amount=5, request_id=fresh()))
     funding = await tenant.fund(5)
     elsewhere = await shared.tenant()
+    await elsewhere.owner(ledger_pb2.ListEventsRequest())
     before = await shared.dump()
 
     for event in (hold.event, funding):

@@ -311,9 +311,12 @@ async def test_an_rpc_without_a_place_in_the_table_is_not_served(
 ) -> None:
     """Forgotten is closed, not open to all."""
     monkeypatch.delitem(auth.ACCESS, "/pilot.v1.VaultService/GetVault")
+    monkeypatch.delitem(auth.ACCESS, "/pilot.v1.LedgerService/SubscribeEvents")
     tenant = await pilot.tenant()
+    subscribe = pb.SubscribeEventsRequest(start=pb.STREAM_START_LATEST)
 
     assert await code(get_vault(tenant)) == "UNIMPLEMENTED"
+    assert await code(tenant.owner(subscribe)) == "UNIMPLEMENTED"
     assert await code(Client(pilot.channel)(projects_pb2.ListProjectsRequest())) != "UNIMPLEMENTED"
 
 
@@ -434,7 +437,8 @@ async def test_no_secret_is_ever_told(
         "SELECT vault_id, address, version, wrapping_key_id, wrapped_data_key, sealed_secret"
         "  FROM vault_keys"
     )
-    wallets = [bytes(pilot.app.projects.custody._open(SealedKey(**row))) for row in rows]
+    custody = pilot.app.projects.custody
+    wallets = [bytes(custody._open(SealedKey(**row)).secret()) for row in rows]
     for raw in (wrapping, *wallets, *(wallet[:32] for wallet in wallets)):
         secrets += [raw.hex(), base64.b64encode(raw).decode(), repr(raw)]
     reprs = f"{pilot.app!r} {make.settings('postgresql://u:p@h/d')!r} {make.WRAPPING_KEY!r}"

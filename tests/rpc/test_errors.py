@@ -21,11 +21,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "CREDITS_DISABLED": {"allow_credits": False},
     "OPEN_HOLDS_LIMIT": {"open_holds_limit": 1},
     "DECLINES_LIMITED": {"declines_per_minute": 1},
+    "CHANGES_TRIMMED": {"changes_kept_count": 1},
 }
 
-# What a failure of the server itself looks like is proven in test_calls.py and test_server.py.
+# What a failure of the server itself looks like is proven in test_calls.py and test_server.py,
+# and how a stream ends in test_stream.py.
 FAILURES = {
     *("OVERLOADED", "DEADLINE_EXCEEDED", "DATABASE_UNAVAILABLE", "SERVER_DRAINING", "INTERNAL"),
+    *("STREAM_TOO_OLD", "SUBSCRIBER_STALLED"),
 }
 
 
@@ -163,6 +166,41 @@ async def sign_in_limited(pilot: Pilot, tenant: Tenant) -> None:
     await pilot.nobody(accounts_pb2.SignInRequest(email=email, password="wrong"))
 
 
+async def webhook_not_set(pilot: Pilot, tenant: Tenant) -> None:
+    await tenant.owner(agents_pb2.SendTestWebhookRequest(agent_id=tenant.agent_id))
+
+
+async def webhook_needs_secret(pilot: Pilot, tenant: Tenant) -> None:
+    request = agents_pb2.CreateAgentRequest(
+        project_id=tenant.project_id, name="Agent", webhook_url="https://example.com/hook"
+    )
+    agent = (await tenant.owner(request)).agent
+    await tenant.owner(agents_pb2.SendTestWebhookRequest(agent_id=agent.id))
+
+
+async def resume_token_invalid(pilot: Pilot, tenant: Tenant) -> None:
+    await tenant.owner(pb.SubscribeEventsRequest(resume_token="none"))
+
+
+async def resume_token_of_another_scope(pilot: Pilot, tenant: Tenant) -> None:
+    listed = await tenant.owner(pb.ListEventsRequest())
+    await tenant.agent(pb.SubscribeEventsRequest(resume_token=listed.resume_token))
+
+
+async def changes_trimmed(pilot: Pilot, tenant: Tenant) -> None:
+    listed = await tenant.owner(pb.ListEventsRequest())
+    for _ in range(3):
+        await tenant.spend(1)
+    await pilot.app.trimming.trim()
+    await tenant.owner(pb.SubscribeEventsRequest(resume_token=listed.resume_token))
+
+
+async def history_undone(pilot: Pilot, tenant: Tenant) -> None:
+    listed = await tenant.owner(pb.ListEventsRequest())
+    await pilot.pool.execute("UPDATE vaults SET digest = 'another'")
+    await tenant.owner(pb.SubscribeEventsRequest(resume_token=listed.resume_token))
+
+
 async def quota_exceeded(pilot: Pilot, tenant: Tenant) -> None:
     for _ in range(101):
         await tenant.api_key("read")
@@ -175,6 +213,8 @@ PROVOKED: list[Provoke] = [
     *(project_not_empty, agent_has_no_key, hold_not_open, capture_exceeds_hold),
     *(open_holds_limit, spend_not_refundable, refund_exceeds_spend, funding_not_pending),
     *(credits_disabled, balance_too_large, recipient_unsupported, declines_limited),
+    *(webhook_not_set, webhook_needs_secret),
+    *(resume_token_invalid, resume_token_of_another_scope, changes_trimmed, history_undone),
     *(sign_in_limited, quota_exceeded),
 ]
 

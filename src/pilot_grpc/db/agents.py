@@ -10,6 +10,7 @@ from pilot_grpc.domain.agents import Agent, AgentStatus
 from pilot_grpc.domain.ids import AgentId, ProjectId, UserId, VaultId
 from pilot_grpc.domain.ledger import Spender
 from pilot_grpc.domain.projects import ProjectStatus
+from pilot_grpc.domain.webhooks import Webhook, state_of
 
 INSERT_AGENT: Final = """
 INSERT INTO agents (id, project_id, name, provider, model, webhook_url)
@@ -25,22 +26,50 @@ SELECT count(*)
 SELECT_AGENT: Final = """
 SELECT agents.id, agents.project_id, agents.name, agents.provider, agents.model,
        agents.status, agents.api_key_hash IS NOT NULL AS has_key, agents.webhook_url,
-       agents.created_at, agents.updated_at
+       agents.created_at, agents.updated_at,
+       webhooks.attempts, webhooks.failing_since, webhooks.last_error,
+       webhooks.last_error_at, webhooks.last_success_at,
+       CASE WHEN webhooks.attempts > 0 THEN webhooks.next_attempt_at END AS next_attempt_at,
+       webhooks.delivered_revision, vaults.revision - webhooks.cursor_revision AS behind,
+       EXISTS (
+           SELECT
+             FROM webhook_secrets
+            WHERE webhook_secrets.agent_id = agents.id
+              AND webhook_secrets.expires_at IS NULL
+       ) AS has_secret
   FROM agents
   JOIN projects ON projects.id = agents.project_id
+  JOIN vaults ON vaults.project_id = projects.id
+  LEFT JOIN webhooks ON webhooks.agent_id = agents.id
  WHERE agents.id = $1::text
    AND projects.user_id = $2::text
    AND agents.deleted_at IS NULL
 """
 
 SELECT_AGENTS: Final = """
-SELECT id, project_id, name, provider, model, status,
-       api_key_hash IS NOT NULL AS has_key, webhook_url, created_at, updated_at
+SELECT agents.id, agents.project_id, agents.name, agents.provider, agents.model,
+       agents.status, agents.api_key_hash IS NOT NULL AS has_key, agents.webhook_url,
+       agents.created_at, agents.updated_at,
+       webhooks.attempts, webhooks.failing_since, webhooks.last_error,
+       webhooks.last_error_at, webhooks.last_success_at,
+       CASE WHEN webhooks.attempts > 0 THEN webhooks.next_attempt_at END AS next_attempt_at,
+       webhooks.delivered_revision, vaults.revision - webhooks.cursor_revision AS behind,
+       EXISTS (
+           SELECT
+             FROM webhook_secrets
+            WHERE webhook_secrets.agent_id = agents.id
+              AND webhook_secrets.expires_at IS NULL
+       ) AS has_secret
   FROM agents
- WHERE project_id = $1::text
-   AND deleted_at IS NULL
-   AND ($2::timestamptz IS NULL OR (created_at, id) < ($2::timestamptz, $3::text))
- ORDER BY created_at DESC, id DESC
+  JOIN vaults ON vaults.project_id = agents.project_id
+  LEFT JOIN webhooks ON webhooks.agent_id = agents.id
+ WHERE agents.project_id = $1::text
+   AND agents.deleted_at IS NULL
+   AND (
+       $2::timestamptz IS NULL
+       OR (agents.created_at, agents.id) < ($2::timestamptz, $3::text)
+   )
+ ORDER BY agents.created_at DESC, agents.id DESC
  LIMIT $4::integer
 """
 
@@ -215,4 +244,32 @@ async def delete_agent(conn: Connection, agent_id: AgentId) -> None:
 
 
 def _agent(row: Record) -> Agent:
-    return Agent(**{**row, "status": AgentStatus(row["status"])})
+    return Agent(
+        id=row["id"],
+        project_id=row["project_id"],
+        name=row["name"],
+        provider=row["provider"],
+        model=row["model"],
+        status=AgentStatus(row["status"]),
+        has_key=row["has_key"],
+        webhook_url=row["webhook_url"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        webhook=None if row["webhook_url"] is None else _webhook(row),
+    )
+
+
+def _webhook(row: Record) -> Webhook:
+    """Read how deliveries go; a URL that an older Pilot set has no row of its own yet."""
+    attempts = row["attempts"] or 0
+    return Webhook(
+        state=state_of(has_secret=row["has_secret"], attempts=attempts),
+        attempts=attempts,
+        failing_since=row["failing_since"],
+        last_error=row["last_error"],
+        last_error_at=row["last_error_at"],
+        last_success_at=row["last_success_at"],
+        next_attempt_at=row["next_attempt_at"],
+        delivered_revision=row["delivered_revision"],
+        behind=max(0, row["behind"] or 0),
+    )

@@ -5,6 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from pilot_grpc.domain.ids import AgentId, ProjectId
+from pilot_grpc.domain.webhooks import Webhook
 
 AGENTS_PER_PROJECT_MAX = 10_000
 
@@ -20,7 +21,7 @@ class AgentStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """An agent as readers see it."""
+    """An agent as readers see it; `webhook` is there when the webhook_url is."""
 
     id: AgentId
     project_id: ProjectId
@@ -32,6 +33,7 @@ class Agent:
     webhook_url: str | None
     created_at: datetime
     updated_at: datetime
+    webhook: Webhook | None = None
 
 
 def status_after_setup(status: AgentStatus, *, has_key: bool, has_rule: bool) -> AgentStatus:

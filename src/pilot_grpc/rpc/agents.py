@@ -7,11 +7,13 @@ from pilot_grpc.gen.pilot.v1 import agents_pb2 as pb
 from pilot_grpc.gen.pilot.v1 import agents_pb2_grpc
 from pilot_grpc.rpc import auth, paging, wire
 from pilot_grpc.services.agents import Agents
+from pilot_grpc.services.webhooks import Webhooks
 
 
 class AgentServicer(agents_pb2_grpc.AgentServiceServicer):
-    def __init__(self, agents: Agents) -> None:
+    def __init__(self, agents: Agents, webhooks: Webhooks) -> None:
         self._agents = agents
+        self._webhooks = webhooks
 
     async def CreateAgent(
         self, message: pb.CreateAgentRequest, context: Any
@@ -83,3 +85,32 @@ class AgentServicer(agents_pb2_grpc.AgentServiceServicer):
     ) -> pb.RevokeAgentKeyResponse:
         agent = await self._agents.revoke_key(auth.caller.get(), AgentId(message.agent_id))
         return pb.RevokeAgentKeyResponse(agent=wire.agent(agent))
+
+    async def GetWebhook(
+        self, message: pb.GetWebhookRequest, context: Any
+    ) -> pb.GetWebhookResponse:
+        caller = auth.caller.get()
+        webhook = await self._webhooks.get(caller, wire.visible_agent(message, caller))
+        return pb.GetWebhookResponse(webhook=wire.webhook(webhook))
+
+    async def IssueWebhookSecret(
+        self, message: pb.IssueWebhookSecretRequest, context: Any
+    ) -> pb.IssueWebhookSecretResponse:
+        secret = await self._webhooks.issue_secret(
+            auth.caller.get(), AgentId(message.agent_id), wire.overlap(message)
+        )
+        return pb.IssueWebhookSecretResponse(secret=secret)
+
+    async def SendTestWebhook(
+        self, message: pb.SendTestWebhookRequest, context: Any
+    ) -> pb.SendTestWebhookResponse:
+        attempt = await self._webhooks.send_test(auth.caller.get(), AgentId(message.agent_id))
+        return wire.test_webhook(attempt)
+
+    async def RedeliverWebhook(
+        self, message: pb.RedeliverWebhookRequest, context: Any
+    ) -> pb.RedeliverWebhookResponse:
+        webhook = await self._webhooks.redeliver(
+            auth.caller.get(), AgentId(message.agent_id), message.from_revision
+        )
+        return pb.RedeliverWebhookResponse(webhook=wire.webhook(webhook))

@@ -64,6 +64,10 @@ ACCESS: Final = {
     "/pilot.v1.AgentService/DeleteAgent": _WRITE,
     "/pilot.v1.AgentService/IssueAgentKey": _WRITE_AND_EXECUTE,
     "/pilot.v1.AgentService/RevokeAgentKey": _WRITE,
+    "/pilot.v1.AgentService/GetWebhook": _READ_OR_AGENT,
+    "/pilot.v1.AgentService/IssueWebhookSecret": _WRITE_AND_EXECUTE,
+    "/pilot.v1.AgentService/SendTestWebhook": _WRITE,
+    "/pilot.v1.AgentService/RedeliverWebhook": _WRITE,
     "/pilot.v1.BudgetService/SetBudgetRule": _WRITE,
     "/pilot.v1.BudgetService/GetBudgetRule": _READ_OR_AGENT,
     "/pilot.v1.BudgetService/RemoveBudgetRule": _WRITE,
@@ -81,6 +85,7 @@ ACCESS: Final = {
     "/pilot.v1.LedgerService/ListEvents": _READ_OR_AGENT,
     "/pilot.v1.LedgerService/SummarizeSpend": _READ,
     "/pilot.v1.LedgerService/VerifyLedger": _READ,
+    "/pilot.v1.LedgerService/SubscribeEvents": _READ_OR_AGENT,
 }
 
 
@@ -92,6 +97,14 @@ def bearer(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
             if scheme.lower() == "bearer" and credential.strip():
                 return credential.strip()
     raise errors.CredentialMissing
+
+
+def credential(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
+    """Return the credential of a request; empty without one."""
+    try:
+        return bearer(metadata)
+    except errors.CredentialMissing:
+        return ""
 
 
 def must_be_allowed(access: Access, who: Caller) -> None:

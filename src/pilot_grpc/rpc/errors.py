@@ -49,6 +49,14 @@ STATUS_CODES: Final[Mapping[type[errors.PilotError], grpc.StatusCode]] = {
     errors.DatabaseUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.ServerDraining: grpc.StatusCode.UNAVAILABLE,
     errors.Internal: grpc.StatusCode.INTERNAL,
+    errors.WebhookNotSet: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.WebhookNeedsSecret: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ResumeTokenInvalid: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.ResumeTokenOfAnotherScope: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.ChangesTrimmed: grpc.StatusCode.OUT_OF_RANGE,
+    errors.HistoryUndone: grpc.StatusCode.OUT_OF_RANGE,
+    errors.StreamTooOld: grpc.StatusCode.UNAVAILABLE,
+    errors.SubscriberStalled: grpc.StatusCode.UNAVAILABLE,
 }
 
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any, Final, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -14,7 +15,7 @@ from pilot_grpc import errors
 from pilot_grpc.domain.accounts import ApiKey, Caller, CredentialKind, Permission, Session, User
 from pilot_grpc.domain.agents import Agent, AgentStatus
 from pilot_grpc.domain.budgets import BudgetRule, Window
-from pilot_grpc.domain.ids import AgentId
+from pilot_grpc.domain.ids import AgentId, ProjectId, VaultId
 from pilot_grpc.domain.ledger import (
     BATCH_SPENDS_MAX,
     HOLD_TTL_DEFAULT,
@@ -27,11 +28,14 @@ from pilot_grpc.domain.ledger import (
     FailureReason,
     RuleCheck,
     SpendSummary,
+    decode_decline,
 )
 from pilot_grpc.domain.projects import Project, ProjectStatus
 from pilot_grpc.domain.recount import Discrepancy
 from pilot_grpc.domain.requests import fingerprint
+from pilot_grpc.domain.stream import Start, Update, Wanted
 from pilot_grpc.domain.vaults import Vault
+from pilot_grpc.domain.webhooks import OVERLAP_DEFAULT, Attempt, Webhook, WebhookState
 from pilot_grpc.gen.pilot.v1 import (
     accounts_pb2,
     agents_pb2,
@@ -42,12 +46,15 @@ from pilot_grpc.gen.pilot.v1 import (
 )
 from pilot_grpc.services.ledger import Asked, SpendOrder
 from pilot_grpc.services.requests import Once
+from pilot_grpc.services.stream import Topic
 
 E = TypeVar("E", bound=StrEnum)
 
 SUMMARY_DAYS_MAX: Final = 400
 # The answer is larger by up to a kilobyte a spend, and must fit 4 MiB.
 BATCH_BYTES_MAX: Final = 2_500_000
+
+HEARTBEAT_SECONDS_DEFAULT: Final = 15.0
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
@@ -63,6 +70,7 @@ _LATEST: Final = datetime.max.replace(microsecond=999_998, tzinfo=UTC)
 # An agent may leave out who it is; anybody else must say.
 _NEEDS_AGENT: Final = (
     agents_pb2.GetAgentRequest,
+    agents_pb2.GetWebhookRequest,
     budgets_pb2.GetBudgetRuleRequest,
     budgets_pb2.CheckSpendRequest,
     ledger_pb2.SpendRequest,
@@ -80,10 +88,15 @@ def _numbers(enum: Any, prefix: str, members: type[E]) -> dict[E, Any]:
 PERMISSIONS: Final = _numbers(accounts_pb2.Permission, "PERMISSION", Permission)
 PROJECT_STATUSES: Final = _numbers(projects_pb2.ProjectStatus, "PROJECT_STATUS", ProjectStatus)
 AGENT_STATUSES: Final = _numbers(agents_pb2.AgentStatus, "AGENT_STATUS", AgentStatus)
+WEBHOOK_STATES: Final = _numbers(agents_pb2.WebhookState, "WEBHOOK_STATE", WebhookState)
 EVENT_TYPES: Final = _numbers(ledger_pb2.EventType, "EVENT_TYPE", EventType)
 EVENT_KINDS: Final = _numbers(ledger_pb2.EventKind, "EVENT_KIND", EventKind)
 EVENT_STATUSES: Final = _numbers(ledger_pb2.EventStatus, "EVENT_STATUS", EventStatus)
 FAILURE_REASONS: Final = _numbers(ledger_pb2.FailureReason, "FAILURE_REASON", FailureReason)
+STARTS: Final = {
+    ledger_pb2.STREAM_START_EARLIEST: Start.EARLIEST,
+    ledger_pb2.STREAM_START_LATEST: Start.LATEST,
+}
 DIMENSIONS: Final = {
     ledger_pb2.SPEND_DIMENSION_DAY: "day",
     ledger_pb2.SPEND_DIMENSION_AGENT: "agent",
@@ -252,6 +265,46 @@ def hold_order(message: ledger_pb2.AuthorizeSpendRequest, caller: Caller) -> Spe
     )
 
 
+def topic(message: ledger_pb2.SubscribeEventsRequest) -> Topic:
+    """Read what is to be followed."""
+    return Topic(
+        vault_id=VaultId(message.vault_id) if message.vault_id else None,
+        project_id=ProjectId(message.project_id) if message.project_id else None,
+        agent_id=AgentId(message.agent_id) if message.agent_id else None,
+    )
+
+
+def start(message: ledger_pb2.SubscribeEventsRequest) -> Start | str:
+    """Read where a stream begins: at an end, or after a token."""
+    return message.resume_token or STARTS[message.start]
+
+
+def wanted(message: ledger_pb2.SubscribeEventsRequest) -> Wanted:
+    """Read which changes a stream delivers."""
+    return Wanted(
+        types=_allowed(EVENT_TYPES, message.types),
+        kinds=_allowed(EVENT_KINDS, message.kinds),
+        statuses=_allowed(EVENT_STATUSES, message.statuses),
+    )
+
+
+def _allowed(numbers: dict[E, Any], asked: Sequence[Any]) -> frozenset[E] | None:
+    found = members(numbers, asked)
+    return None if found is None else frozenset(found)
+
+
+def heartbeat_seconds(message: ledger_pb2.SubscribeEventsRequest) -> float:
+    """Read how often a stream says something at least."""
+    if not message.HasField("heartbeat_interval"):
+        return HEARTBEAT_SECONDS_DEFAULT
+    return _timedelta(message.heartbeat_interval).total_seconds()
+
+
+def overlap(message: agents_pb2.IssueWebhookSecretRequest) -> timedelta:
+    """Read how long the secrets before go on signing."""
+    return _timedelta(message.overlap) if message.HasField("overlap") else OVERLAP_DEFAULT
+
+
 def text(message: Any, field: str) -> str | None:
     """Return an optional text; None when it is absent."""
     return getattr(message, field) if message.HasField(field) else None
@@ -369,6 +422,32 @@ def agent(value: Agent) -> agents_pb2.Agent:
         webhook_url=value.webhook_url,
         create_time=timestamp(value.created_at),
         update_time=timestamp(value.updated_at),
+        webhook=None if value.webhook is None else webhook(value.webhook),
+    )
+
+
+def webhook(value: Webhook) -> agents_pb2.Webhook:
+    """Write how the deliveries of an agent go."""
+    return agents_pb2.Webhook(
+        state=WEBHOOK_STATES[value.state],
+        attempt_count=value.attempts,
+        failing_since_time=timestamp(value.failing_since),
+        last_error=value.last_error or "",
+        last_error_time=timestamp(value.last_error_at),
+        last_success_time=timestamp(value.last_success_at),
+        next_attempt_time=timestamp(value.next_attempt_at),
+        delivered_revision=value.delivered_revision,
+        behind_count=value.behind,
+    )
+
+
+def test_webhook(value: Attempt) -> agents_pb2.SendTestWebhookResponse:
+    """Write what became of a test message."""
+    return agents_pb2.SendTestWebhookResponse(
+        delivered=value.delivered,
+        status_code=value.status_code,
+        error=value.error or "",
+        duration=value.took,
     )
 
 
@@ -413,7 +492,7 @@ def rule_checks(values: Sequence[RuleCheck], caller: Caller) -> list[budgets_pb2
 
 
 def _rule_check(value: RuleCheck, caller: Caller) -> budgets_pb2.RuleCheck:
-    figures = _visible(value.figures, caller)
+    figures = _visible(value.figures, for_agent=caller.agent_id is not None)
     return budgets_pb2.RuleCheck(
         rule=FAILURE_REASONS[figures.reason],
         passed=value.passed,
@@ -425,9 +504,9 @@ def _rule_check(value: RuleCheck, caller: Caller) -> budgets_pb2.RuleCheck:
     )
 
 
-def decline(value: Decline, caller: Caller) -> ledger_pb2.Decline:
+def decline(value: Decline, *, for_agent: bool) -> ledger_pb2.Decline:
     """Write a decline; an agent sees no figure of the vault."""
-    figures = _visible(value, caller)
+    figures = _visible(value, for_agent=for_agent)
     return ledger_pb2.Decline(
         reason=FAILURE_REASONS[figures.reason],
         limit=figures.limit,
@@ -438,8 +517,9 @@ def decline(value: Decline, caller: Caller) -> ledger_pb2.Decline:
     )
 
 
-def _visible(figures: Decline, caller: Caller) -> Decline:
-    if caller.agent_id is not None and figures.reason is FailureReason.INSUFFICIENT_BALANCE:
+def _visible(figures: Decline, *, for_agent: bool) -> Decline:
+    """Leave out what an agent must not see: every figure of the vault."""
+    if for_agent and figures.reason is FailureReason.INSUFFICIENT_BALANCE:
         return Decline(figures.reason)
     return figures
 
@@ -462,7 +542,9 @@ def event(value: Event, caller: Caller) -> ledger_pb2.Event:
         amount=value.amount,
         authorized_amount=value.authorized_amount,
         failure_reason=None if reason is None else FAILURE_REASONS[reason],
-        decline=None if value.decline is None else decline(value.decline, caller),
+        decline=None
+        if value.decline is None
+        else decline(value.decline, for_agent=caller.agent_id is not None),
         tx_hash=value.tx_hash,
         metadata=value.metadata,
         provider=value.provider,
@@ -473,6 +555,72 @@ def event(value: Event, caller: Caller) -> ledger_pb2.Event:
         expire_time=timestamp(value.expires_at),
         revision=value.revision,
     )
+
+
+def written_change(value: Update, for_agent: bool) -> bytes:
+    """Write a change as a response that carries nothing else.
+
+    Responses that are put one behind the other are one response with all their changes,
+    so a change is written once for all of its subscribers.
+    """
+    response = ledger_pb2.SubscribeEventsResponse(changes=[change(value, for_agent=for_agent)])
+    return response.SerializeToString()
+
+
+def change(value: Update, *, for_agent: bool) -> ledger_pb2.Change:
+    """Write a change as owners, or as agents, may see it."""
+    reason = value.failure_reason
+    changed_at = timestamp(value.changed_at)
+    figures = None
+    if not for_agent:
+        figures = ledger_pb2.VaultFigures(
+            balance=value.balance_after,
+            chain_balance=value.chain_balance_after,
+            held=value.held_after,
+        )
+    return ledger_pb2.Change(
+        vault_id=value.vault_id,
+        revision=value.revision,
+        change_time=changed_at,
+        vault_figures=figures,
+        event=ledger_pb2.Event(
+            id=value.event_id,
+            vault_id=value.vault_id,
+            agent_id=value.agent_id,
+            type=EVENT_TYPES[value.type],
+            kind=EVENT_KINDS[value.kind],
+            status=EVENT_STATUSES[value.status],
+            amount=value.amount,
+            authorized_amount=value.authorized_amount,
+            failure_reason=None if reason is None else FAILURE_REASONS[reason],
+            decline=None
+            if value.decline is None
+            else decline(decode_decline(value.decline), for_agent=for_agent),
+            tx_hash=value.tx_hash,
+            metadata=value.metadata,
+            provider=value.provider,
+            model=value.model,
+            refunded_event_id=value.refunded_event_id,
+            create_time=changed_at
+            if value.previous_revision is None
+            else timestamp(value.created_at),
+            update_time=changed_at,
+            expire_time=timestamp(value.expires_at),
+            revision=value.revision,
+        ),
+    )
+
+
+def webhook_body(value: Update) -> bytes:
+    """Write a change as what is posted to its agent's webhook_url.
+
+    The shape is that of the Standard Webhooks specification, and `data` is the JSON of
+    `Change` as an agent gets it in the stream: names as in the protos, int64 as text.
+    """
+    message = change(value, for_agent=True)
+    data = MessageToDict(message, preserving_proto_field_name=True)
+    body = {"type": f"event.{value.status}", "timestamp": data["change_time"], "data": data}
+    return json.dumps(body).encode()
 
 
 def spend_summary(value: SpendSummary) -> ledger_pb2.SpendSummary:

@@ -12,6 +12,7 @@ from pilot_grpc.db import budgets as budgets_db
 from pilot_grpc.db import ledger as ledger_db
 from pilot_grpc.db import projects as projects_db
 from pilot_grpc.db import vaults as vaults_db
+from pilot_grpc.db import webhooks as webhooks_db
 from pilot_grpc.db.agents import Home
 from pilot_grpc.db.connection import Connection, Database
 from pilot_grpc.domain.accounts import Caller, CredentialKind
@@ -23,6 +24,8 @@ from pilot_grpc.domain.agents import (
 )
 from pilot_grpc.domain.ids import AgentId, ProjectId, UserId
 from pilot_grpc.domain.projects import ProjectStatus
+from pilot_grpc.domain.vaults import Vault
+from pilot_grpc.domain.webhooks import Webhook, WebhookState
 from pilot_grpc.services.books import Books
 from pilot_grpc.services.credentials import hash_secret, new_secret
 from pilot_grpc.services.projects import lock_own_project
@@ -62,11 +65,15 @@ class Homes:
 
 @dataclass(frozen=True, slots=True)
 class Agents:
-    """What owners do with their agents."""
+    """What owners do with their agents.
+
+    `must_be_callable` raises InvalidRequest for a webhook_url that deliveries would refuse.
+    """
 
     database: Database
     books: Books
     new_id: Callable[[], str]
+    must_be_callable: Callable[[str], None]
 
     async def create(
         self,
@@ -79,34 +86,39 @@ class Agents:
     ) -> Agent:
         """Add an agent to a project.
 
-        Raises NotFound, ProjectArchived, QuotaExceeded, RequestIdReused.
+        Raises NotFound, ProjectArchived, QuotaExceeded, RequestIdReused, InvalidRequest.
         """
+        if webhook_url is not None:
+            self.must_be_callable(webhook_url)
         async with self.database.transaction() as conn:
 
             async def make() -> Agent:
-                await self._must_take_agents(conn, project_id, once.user_id)
+                vault = await self._must_take_agents(conn, project_id, once.user_id)
                 agent_id = AgentId(self.new_id())
                 await agents_db.insert_agent(
                     conn, agent_id, project_id, name, provider, model, webhook_url
                 )
-                return await _own_agent(conn, agent_id, once.user_id)
+                if webhook_url is not None:
+                    await webhooks_db.insert_webhook(conn, agent_id, vault.id, vault.revision)
+                return await own_agent(conn, agent_id, once.user_id)
 
             agent, _ = await once.make(conn, make, _read_agent)
         return agent
 
     async def _must_take_agents(
         self, conn: Connection, project_id: ProjectId, user_id: UserId
-    ) -> None:
-        project, _ = await lock_own_project(conn, project_id, user_id)
+    ) -> Vault:
+        project, vault = await lock_own_project(conn, project_id, user_id)
         if project.status is ProjectStatus.ARCHIVED:
             raise errors.ProjectArchived
         if await agents_db.count_agents(conn, project_id) >= AGENTS_PER_PROJECT_MAX:
             raise errors.QuotaExceeded(resource="agent", limit=AGENTS_PER_PROJECT_MAX)
+        return vault
 
     async def get(self, caller: Caller, agent_id: AgentId) -> Agent:
         """Read an agent. Raises NotFound."""
         async with self.database.transaction() as conn:
-            return await _own_agent(conn, agent_id, caller.user_id)
+            return await own_agent(conn, agent_id, caller.user_id)
 
     async def list(
         self,
@@ -124,9 +136,12 @@ class Agents:
     async def update(
         self, caller: Caller, agent_id: AgentId, changes: dict[str, str | None]
     ) -> Agent:
-        """Change name, provider, model or webhook_url. Raises NotFound."""
+        """Change name, provider, model or webhook_url. Raises NotFound, InvalidRequest."""
+        url = changes.get("webhook_url")
+        if url is not None:
+            self.must_be_callable(url)
         async with self.database.transaction() as conn:
-            agent = await lock_own_agent(conn, agent_id, caller.user_id)
+            agent, vault = await lock_agent_and_vault(conn, agent_id, caller.user_id)
             values = {
                 "provider": agent.provider,
                 "model": agent.model,
@@ -135,7 +150,11 @@ class Agents:
             }
             name = values.pop("name", None) or agent.name
             await agents_db.update_agent(conn, agent_id, name, **values)
-            return await _own_agent(conn, agent_id, caller.user_id)
+            if values["webhook_url"] != agent.webhook_url:
+                await webhooks_db.insert_webhook(conn, agent_id, vault.id, vault.revision)
+                begins = vault.revision if agent.webhook_url is None else None
+                await webhooks_db.restart_webhook(conn, agent_id, begins)
+            return await own_agent(conn, agent_id, caller.user_id)
 
     async def pause(self, caller: Caller, agent_id: AgentId) -> Agent:
         """Pause an agent; nothing is approved once this returns."""
@@ -149,7 +168,7 @@ class Agents:
         async with self.database.transaction() as conn:
             await lock_own_agent(conn, agent_id, caller.user_id)
             await agents_db.update_agent_status(conn, agent_id, status)
-            return await _own_agent(conn, agent_id, caller.user_id)
+            return await own_agent(conn, agent_id, caller.user_id)
 
     async def resume(self, caller: Caller, agent_id: AgentId) -> Agent:
         """Clear a pause or an error: active with a key and a rule, else in need of setup."""
@@ -161,14 +180,14 @@ class Agents:
                     AgentStatus.NEEDS_SETUP, has_key=agent.has_key, has_rule=rule is not None
                 )
                 await agents_db.update_agent_status(conn, agent_id, status)
-            return await _own_agent(conn, agent_id, caller.user_id)
+            return await own_agent(conn, agent_id, caller.user_id)
 
     async def delete(self, caller: Caller, agent_id: AgentId) -> None:
         """Take an agent's key, give back its holds, and hide it. Raises NotFound."""
         async with self.database.transaction() as conn:
-            agent = await _own_agent(conn, agent_id, caller.user_id)
+            agent = await own_agent(conn, agent_id, caller.user_id)
             vault = await vaults_db.lock_vault_of_project(conn, agent.project_id)
-            await _own_agent(conn, agent_id, caller.user_id)
+            await own_agent(conn, agent_id, caller.user_id)
             if vault is not None:
                 book = await self.books.open(conn, [vault.id])
                 holds = await ledger_db.select_open_holds_of_agent(conn, vault.id, agent_id)
@@ -176,6 +195,8 @@ class Agents:
                     book.spenders |= await agents_db.select_spenders(conn, [agent_id])
                 book.release_deleted(hold for hold in holds if hold.id not in book.changed)
                 await self.books.write(conn, book)
+                final = book.vaults[vault.id].revision
+                await webhooks_db.finish_webhook(conn, agent_id, final)
             await agents_db.delete_agent(conn, agent_id)
 
     async def issue_key(self, caller: Caller, agent_id: AgentId) -> tuple[Agent, str]:
@@ -186,7 +207,7 @@ class Agents:
             rule = await budgets_db.select_rule(conn, agent_id, caller.user_id)
             status = status_after_setup(agent.status, has_key=True, has_rule=rule is not None)
             await agents_db.update_agent_key(conn, agent_id, hash_secret(secret), status)
-            return await _own_agent(conn, agent_id, caller.user_id), secret
+            return await own_agent(conn, agent_id, caller.user_id), secret
 
     async def revoke_key(self, caller: Caller, agent_id: AgentId) -> Agent:
         """Take an agent's key. Raises NotFound, AgentHasNoKey."""
@@ -195,10 +216,11 @@ class Agents:
             if not agent.has_key:
                 raise errors.AgentHasNoKey
             await agents_db.update_agent_key(conn, agent_id, None, agent.status)
-            return await _own_agent(conn, agent_id, caller.user_id)
+            return await own_agent(conn, agent_id, caller.user_id)
 
 
-async def _own_agent(conn: Connection, agent_id: AgentId, user_id: UserId) -> Agent:
+async def own_agent(conn: Connection, agent_id: AgentId, user_id: UserId) -> Agent:
+    """Read a user's agent. Raises NotFound."""
     agent = await agents_db.select_agent(conn, agent_id, user_id)
     if agent is None:
         raise errors.NotFound(resource="agent", id=agent_id)
@@ -207,17 +229,32 @@ async def _own_agent(conn: Connection, agent_id: AgentId, user_id: UserId) -> Ag
 
 async def lock_own_agent(conn: Connection, agent_id: AgentId, user_id: UserId) -> Agent:
     """Lock the vault of a user's agent, then read the agent. Raises NotFound."""
-    agent = await _own_agent(conn, agent_id, user_id)
-    await vaults_db.lock_vault_of_project(conn, agent.project_id)
-    return await _own_agent(conn, agent_id, user_id)
+    agent, _ = await lock_agent_and_vault(conn, agent_id, user_id)
+    return agent
+
+
+async def lock_agent_and_vault(
+    conn: Connection, agent_id: AgentId, user_id: UserId
+) -> tuple[Agent, Vault]:
+    """Lock the vault of a user's agent, then read both. Raises NotFound."""
+    agent = await own_agent(conn, agent_id, user_id)
+    vault = await vaults_db.lock_vault_of_project(conn, agent.project_id)
+    if vault is None:
+        raise errors.NotFound(resource="agent", id=agent_id)
+    return await own_agent(conn, agent_id, user_id), vault
 
 
 def _read_agent(answer: dict[str, Any]) -> Agent:
+    """Read a first answer; nothing had been delivered then."""
+    webhook = answer.get("webhook")
+    if webhook is not None:
+        webhook = Webhook(**{**webhook, "state": WebhookState(webhook["state"])})
     return Agent(
         **{
             **answer,
             "status": AgentStatus(answer["status"]),
             "created_at": datetime.fromisoformat(answer["created_at"]),
             "updated_at": datetime.fromisoformat(answer["updated_at"]),
+            "webhook": webhook,
         }
     )

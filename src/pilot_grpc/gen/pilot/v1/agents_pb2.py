@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from pilot_grpc.gen.buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pilot/v1/agents.proto\x12\x08pilot.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x02\n\x05\x41gent\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x15\n\x08provider\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05model\x18\x05 \x01(\tH\x01\x88\x01\x01\x12%\n\x06status\x18\x06 \x01(\x0e\x32\x15.pilot.v1.AgentStatus\x12\x0f\n\x07has_key\x18\x07 \x01(\x08\x12\x18\n\x0bwebhook_url\x18\x08 \x01(\tH\x02\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0b\n\t_providerB\x08\n\x06_modelB\x0e\n\x0c_webhook_url\"\xe4\x02\n\x12\x43reateAgentRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12,\n\x04name\x18\x02 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$\x12\x35\n\x08provider\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$H\x00\x88\x01\x01\x12\x32\n\x05model\x18\x04 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$H\x01\x88\x01\x01\x12\x31\n\x0bwebhook_url\x18\x05 \x01(\tB\x17\xbaH\x14r\x12\x18\x80\x10\x32\n^https?://\x88\x01\x01H\x02\x88\x01\x01\x12.\n\nrequest_id\x18\x06 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[\\x21-\\x7e]{0,64}$B\x0b\n\t_providerB\x08\n\x06_modelB\x0e\n\x0c_webhook_url\"5\n\x13\x43reateAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"<\n\x0fGetAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{0,32}$\"2\n\x10GetAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"z\n\x11ListAgentsRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"N\n\x12ListAgentsResponse\x12\x1f\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x0f.pilot.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc0\x04\n\x12UpdateAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12*\n\x04name\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$\x12\x35\n\x08provider\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$H\x00\x88\x01\x01\x12\x32\n\x05model\x18\x04 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$H\x01\x88\x01\x01\x12\x31\n\x0bwebhook_url\x18\x05 \x01(\tB\x17\xbaH\x14r\x12\x18\x80\x10\x32\n^https?://\x88\x01\x01H\x02\x88\x01\x01\x12\x8d\x02\n\x0bupdate_mask\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\xdb\x01\xbaH\xd7\x01\xba\x01\xa9\x01\n\x18update_mask.whole_fields\x12\x30must name 1 to 16 fields, and no part of a field\x1a[size(this.paths) > 0 && size(this.paths) <= 16 && this.paths.all(path, !path.contains(\'.\'))\xc8\x01\x01\xe2\x01$\x12\x04name\x12\x08provider\x12\x05model\x12\x0bwebhook_urlB\x0b\n\t_providerB\x08\n\x06_modelB\x0e\n\x0c_webhook_url\"5\n\x13UpdateAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\">\n\x11PauseAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"4\n\x12PauseAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"=\n\x10\x46lagAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"3\n\x11\x46lagAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"?\n\x12ResumeAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"5\n\x13ResumeAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"?\n\x12\x44\x65leteAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"\x15\n\x13\x44\x65leteAgentResponse\"A\n\x14IssueAgentKeyRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"G\n\x15IssueAgentKeyResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\x12\x0e\n\x06secret\x18\x02 \x01(\t\"B\n\x15RevokeAgentKeyRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"8\n\x16RevokeAgentKeyResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent*\x93\x01\n\x0b\x41gentStatus\x12\x1c\n\x18\x41GENT_STATUS_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41GENT_STATUS_ACTIVE\x10\x01\x12\x17\n\x13\x41GENT_STATUS_PAUSED\x10\x02\x12\x16\n\x12\x41GENT_STATUS_ERROR\x10\x03\x12\x1c\n\x18\x41GENT_STATUS_NEEDS_SETUP\x10\x04\x32\x80\x06\n\x0c\x41gentService\x12J\n\x0b\x43reateAgent\x12\x1c.pilot.v1.CreateAgentRequest\x1a\x1d.pilot.v1.CreateAgentResponse\x12\x41\n\x08GetAgent\x12\x19.pilot.v1.GetAgentRequest\x1a\x1a.pilot.v1.GetAgentResponse\x12G\n\nListAgents\x12\x1b.pilot.v1.ListAgentsRequest\x1a\x1c.pilot.v1.ListAgentsResponse\x12J\n\x0bUpdateAgent\x12\x1c.pilot.v1.UpdateAgentRequest\x1a\x1d.pilot.v1.UpdateAgentResponse\x12G\n\nPauseAgent\x12\x1b.pilot.v1.PauseAgentRequest\x1a\x1c.pilot.v1.PauseAgentResponse\x12\x44\n\tFlagAgent\x12\x1a.pilot.v1.FlagAgentRequest\x1a\x1b.pilot.v1.FlagAgentResponse\x12J\n\x0bResumeAgent\x12\x1c.pilot.v1.ResumeAgentRequest\x1a\x1d.pilot.v1.ResumeAgentResponse\x12J\n\x0b\x44\x65leteAgent\x12\x1c.pilot.v1.DeleteAgentRequest\x1a\x1d.pilot.v1.DeleteAgentResponse\x12P\n\rIssueAgentKey\x12\x1e.pilot.v1.IssueAgentKeyRequest\x1a\x1f.pilot.v1.IssueAgentKeyResponse\x12S\n\x0eRevokeAgentKey\x12\x1f.pilot.v1.RevokeAgentKeyRequest\x1a .pilot.v1.RevokeAgentKeyResponseBE\n\x0c\x63om.pilot.v1P\x01Z3github.com/pilot-grpc/pilot/gen/go/pilot/v1;pilotv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pilot/v1/agents.proto\x12\x08pilot.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\x03\n\x07Webhook\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.pilot.v1.WebhookState\x12\x15\n\rattempt_count\x18\x02 \x01(\x05\x12\x36\n\x12\x66\x61iling_since_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nlast_error\x18\x04 \x01(\t\x12\x33\n\x0flast_error_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11last_success_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11next_attempt_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x12\x64\x65livered_revision\x18\x08 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x0c\x62\x65hind_count\x18\t \x01(\x03\x42\x15\n\x13_delivered_revision\"\xdf\x02\n\x05\x41gent\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x15\n\x08provider\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05model\x18\x05 \x01(\tH\x01\x88\x01\x01\x12%\n\x06status\x18\x06 \x01(\x0e\x32\x15.pilot.v1.AgentStatus\x12\x0f\n\x07has_key\x18\x07 \x01(\x08\x12\x18\n\x0bwebhook_url\x18\x08 \x01(\tH\x02\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x07webhook\x18\x0b \x01(\x0b\x32\x11.pilot.v1.WebhookB\x0b\n\t_providerB\x08\n\x06_modelB\x0e\n\x0c_webhook_url\"\xe4\x02\n\x12\x43reateAgentRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12,\n\x04name\x18\x02 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$\x12\x35\n\x08provider\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$H\x00\x88\x01\x01\x12\x32\n\x05model\x18\x04 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$H\x01\x88\x01\x01\x12\x31\n\x0bwebhook_url\x18\x05 \x01(\tB\x17\xbaH\x14r\x12\x18\x80\x10\x32\n^https?://\x88\x01\x01H\x02\x88\x01\x01\x12.\n\nrequest_id\x18\x06 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[\\x21-\\x7e]{0,64}$B\x0b\n\t_providerB\x08\n\x06_modelB\x0e\n\x0c_webhook_url\"5\n\x13\x43reateAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"<\n\x0fGetAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{0,32}$\"2\n\x10GetAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"z\n\x11ListAgentsRequest\x12+\n\nproject_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"N\n\x12ListAgentsResponse\x12\x1f\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x0f.pilot.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc0\x04\n\x12UpdateAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12*\n\x04name\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$\x12\x35\n\x08provider\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$H\x00\x88\x01\x01\x12\x32\n\x05model\x18\x04 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]*$H\x01\x88\x01\x01\x12\x31\n\x0bwebhook_url\x18\x05 \x01(\tB\x17\xbaH\x14r\x12\x18\x80\x10\x32\n^https?://\x88\x01\x01H\x02\x88\x01\x01\x12\x8d\x02\n\x0bupdate_mask\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\xdb\x01\xbaH\xd7\x01\xba\x01\xa9\x01\n\x18update_mask.whole_fields\x12\x30must name 1 to 16 fields, and no part of a field\x1a[size(this.paths) > 0 && size(this.paths) <= 16 && this.paths.all(path, !path.contains(\'.\'))\xc8\x01\x01\xe2\x01$\x12\x04name\x12\x08provider\x12\x05model\x12\x0bwebhook_urlB\x0b\n\t_providerB\x08\n\x06_modelB\x0e\n\x0c_webhook_url\"5\n\x13UpdateAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\">\n\x11PauseAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"4\n\x12PauseAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"=\n\x10\x46lagAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"3\n\x11\x46lagAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"?\n\x12ResumeAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"5\n\x13ResumeAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\"?\n\x12\x44\x65leteAgentRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"\x15\n\x13\x44\x65leteAgentResponse\"A\n\x14IssueAgentKeyRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"G\n\x15IssueAgentKeyResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\x12\x0e\n\x06secret\x18\x02 \x01(\t\"B\n\x15RevokeAgentKeyRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"8\n\x16RevokeAgentKeyResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Agent\">\n\x11GetWebhookRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{0,32}$\"8\n\x12GetWebhookResponse\x12\"\n\x07webhook\x18\x01 \x01(\x0b\x32\x11.pilot.v1.Webhook\"\x93\x01\n\x19IssueWebhookSecretRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12?\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\xbaH\x0b\xaa\x01\x08\"\x04\x08\x80\xf5$2\x00H\x00\x88\x01\x01\x42\n\n\x08_overlap\",\n\x1aIssueWebhookSecretResponse\x12\x0e\n\x06secret\x18\x01 \x01(\t\"C\n\x16SendTestWebhookRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"\x92\x01\n\x17SendTestWebhookResponse\x12\x11\n\tdelivered\x18\x01 \x01(\x08\x12\x18\n\x0bstatus_code\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12+\n\x08\x64uration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\n\x0c_status_code\"d\n\x17RedeliverWebhookRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12\x1e\n\rfrom_revision\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\">\n\x18RedeliverWebhookResponse\x12\"\n\x07webhook\x18\x01 \x01(\x0b\x32\x11.pilot.v1.Webhook*\x93\x01\n\x0b\x41gentStatus\x12\x1c\n\x18\x41GENT_STATUS_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41GENT_STATUS_ACTIVE\x10\x01\x12\x17\n\x13\x41GENT_STATUS_PAUSED\x10\x02\x12\x16\n\x12\x41GENT_STATUS_ERROR\x10\x03\x12\x1c\n\x18\x41GENT_STATUS_NEEDS_SETUP\x10\x04*\x86\x01\n\x0cWebhookState\x12\x1d\n\x19WEBHOOK_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18WEBHOOK_STATE_DELIVERING\x10\x01\x12\x19\n\x15WEBHOOK_STATE_FAILING\x10\x02\x12\x1e\n\x1aWEBHOOK_STATE_NEEDS_SECRET\x10\x03\x32\xdd\x08\n\x0c\x41gentService\x12J\n\x0b\x43reateAgent\x12\x1c.pilot.v1.CreateAgentRequest\x1a\x1d.pilot.v1.CreateAgentResponse\x12\x41\n\x08GetAgent\x12\x19.pilot.v1.GetAgentRequest\x1a\x1a.pilot.v1.GetAgentResponse\x12G\n\nListAgents\x12\x1b.pilot.v1.ListAgentsRequest\x1a\x1c.pilot.v1.ListAgentsResponse\x12J\n\x0bUpdateAgent\x12\x1c.pilot.v1.UpdateAgentRequest\x1a\x1d.pilot.v1.UpdateAgentResponse\x12G\n\nPauseAgent\x12\x1b.pilot.v1.PauseAgentRequest\x1a\x1c.pilot.v1.PauseAgentResponse\x12\x44\n\tFlagAgent\x12\x1a.pilot.v1.FlagAgentRequest\x1a\x1b.pilot.v1.FlagAgentResponse\x12J\n\x0bResumeAgent\x12\x1c.pilot.v1.ResumeAgentRequest\x1a\x1d.pilot.v1.ResumeAgentResponse\x12J\n\x0b\x44\x65leteAgent\x12\x1c.pilot.v1.DeleteAgentRequest\x1a\x1d.pilot.v1.DeleteAgentResponse\x12P\n\rIssueAgentKey\x12\x1e.pilot.v1.IssueAgentKeyRequest\x1a\x1f.pilot.v1.IssueAgentKeyResponse\x12S\n\x0eRevokeAgentKey\x12\x1f.pilot.v1.RevokeAgentKeyRequest\x1a .pilot.v1.RevokeAgentKeyResponse\x12G\n\nGetWebhook\x12\x1b.pilot.v1.GetWebhookRequest\x1a\x1c.pilot.v1.GetWebhookResponse\x12_\n\x12IssueWebhookSecret\x12#.pilot.v1.IssueWebhookSecretRequest\x1a$.pilot.v1.IssueWebhookSecretResponse\x12V\n\x0fSendTestWebhook\x12 .pilot.v1.SendTestWebhookRequest\x1a!.pilot.v1.SendTestWebhookResponse\x12Y\n\x10RedeliverWebhook\x12!.pilot.v1.RedeliverWebhookRequest\x1a\".pilot.v1.RedeliverWebhookResponseBE\n\x0c\x63om.pilot.v1P\x01Z3github.com/pilot-grpc/pilot/gen/go/pilot/v1;pilotv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -79,50 +80,82 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ISSUEAGENTKEYREQUEST'].fields_by_name['agent_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{1,32}$'
   _globals['_REVOKEAGENTKEYREQUEST'].fields_by_name['agent_id']._loaded_options = None
   _globals['_REVOKEAGENTKEYREQUEST'].fields_by_name['agent_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{1,32}$'
-  _globals['_AGENTSTATUS']._serialized_start=2524
-  _globals['_AGENTSTATUS']._serialized_end=2671
-  _globals['_AGENT']._serialized_start=132
-  _globals['_AGENT']._serialized_end=447
-  _globals['_CREATEAGENTREQUEST']._serialized_start=450
-  _globals['_CREATEAGENTREQUEST']._serialized_end=806
-  _globals['_CREATEAGENTRESPONSE']._serialized_start=808
-  _globals['_CREATEAGENTRESPONSE']._serialized_end=861
-  _globals['_GETAGENTREQUEST']._serialized_start=863
-  _globals['_GETAGENTREQUEST']._serialized_end=923
-  _globals['_GETAGENTRESPONSE']._serialized_start=925
-  _globals['_GETAGENTRESPONSE']._serialized_end=975
-  _globals['_LISTAGENTSREQUEST']._serialized_start=977
-  _globals['_LISTAGENTSREQUEST']._serialized_end=1099
-  _globals['_LISTAGENTSRESPONSE']._serialized_start=1101
-  _globals['_LISTAGENTSRESPONSE']._serialized_end=1179
-  _globals['_UPDATEAGENTREQUEST']._serialized_start=1182
-  _globals['_UPDATEAGENTREQUEST']._serialized_end=1758
-  _globals['_UPDATEAGENTRESPONSE']._serialized_start=1760
-  _globals['_UPDATEAGENTRESPONSE']._serialized_end=1813
-  _globals['_PAUSEAGENTREQUEST']._serialized_start=1815
-  _globals['_PAUSEAGENTREQUEST']._serialized_end=1877
-  _globals['_PAUSEAGENTRESPONSE']._serialized_start=1879
-  _globals['_PAUSEAGENTRESPONSE']._serialized_end=1931
-  _globals['_FLAGAGENTREQUEST']._serialized_start=1933
-  _globals['_FLAGAGENTREQUEST']._serialized_end=1994
-  _globals['_FLAGAGENTRESPONSE']._serialized_start=1996
-  _globals['_FLAGAGENTRESPONSE']._serialized_end=2047
-  _globals['_RESUMEAGENTREQUEST']._serialized_start=2049
-  _globals['_RESUMEAGENTREQUEST']._serialized_end=2112
-  _globals['_RESUMEAGENTRESPONSE']._serialized_start=2114
-  _globals['_RESUMEAGENTRESPONSE']._serialized_end=2167
-  _globals['_DELETEAGENTREQUEST']._serialized_start=2169
-  _globals['_DELETEAGENTREQUEST']._serialized_end=2232
-  _globals['_DELETEAGENTRESPONSE']._serialized_start=2234
-  _globals['_DELETEAGENTRESPONSE']._serialized_end=2255
-  _globals['_ISSUEAGENTKEYREQUEST']._serialized_start=2257
-  _globals['_ISSUEAGENTKEYREQUEST']._serialized_end=2322
-  _globals['_ISSUEAGENTKEYRESPONSE']._serialized_start=2324
-  _globals['_ISSUEAGENTKEYRESPONSE']._serialized_end=2395
-  _globals['_REVOKEAGENTKEYREQUEST']._serialized_start=2397
-  _globals['_REVOKEAGENTKEYREQUEST']._serialized_end=2463
-  _globals['_REVOKEAGENTKEYRESPONSE']._serialized_start=2465
-  _globals['_REVOKEAGENTKEYRESPONSE']._serialized_end=2521
-  _globals['_AGENTSERVICE']._serialized_start=2674
-  _globals['_AGENTSERVICE']._serialized_end=3442
+  _globals['_GETWEBHOOKREQUEST'].fields_by_name['agent_id']._loaded_options = None
+  _globals['_GETWEBHOOKREQUEST'].fields_by_name['agent_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{0,32}$'
+  _globals['_ISSUEWEBHOOKSECRETREQUEST'].fields_by_name['agent_id']._loaded_options = None
+  _globals['_ISSUEWEBHOOKSECRETREQUEST'].fields_by_name['agent_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{1,32}$'
+  _globals['_ISSUEWEBHOOKSECRETREQUEST'].fields_by_name['overlap']._loaded_options = None
+  _globals['_ISSUEWEBHOOKSECRETREQUEST'].fields_by_name['overlap']._serialized_options = b'\272H\013\252\001\010\"\004\010\200\365$2\000'
+  _globals['_SENDTESTWEBHOOKREQUEST'].fields_by_name['agent_id']._loaded_options = None
+  _globals['_SENDTESTWEBHOOKREQUEST'].fields_by_name['agent_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{1,32}$'
+  _globals['_REDELIVERWEBHOOKREQUEST'].fields_by_name['agent_id']._loaded_options = None
+  _globals['_REDELIVERWEBHOOKREQUEST'].fields_by_name['agent_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{1,32}$'
+  _globals['_REDELIVERWEBHOOKREQUEST'].fields_by_name['from_revision']._loaded_options = None
+  _globals['_REDELIVERWEBHOOKREQUEST'].fields_by_name['from_revision']._serialized_options = b'\272H\004\"\002 \000'
+  _globals['_AGENTSTATUS']._serialized_start=3685
+  _globals['_AGENTSTATUS']._serialized_end=3832
+  _globals['_WEBHOOKSTATE']._serialized_start=3835
+  _globals['_WEBHOOKSTATE']._serialized_end=3969
+  _globals['_WEBHOOK']._serialized_start=164
+  _globals['_WEBHOOK']._serialized_end=552
+  _globals['_AGENT']._serialized_start=555
+  _globals['_AGENT']._serialized_end=906
+  _globals['_CREATEAGENTREQUEST']._serialized_start=909
+  _globals['_CREATEAGENTREQUEST']._serialized_end=1265
+  _globals['_CREATEAGENTRESPONSE']._serialized_start=1267
+  _globals['_CREATEAGENTRESPONSE']._serialized_end=1320
+  _globals['_GETAGENTREQUEST']._serialized_start=1322
+  _globals['_GETAGENTREQUEST']._serialized_end=1382
+  _globals['_GETAGENTRESPONSE']._serialized_start=1384
+  _globals['_GETAGENTRESPONSE']._serialized_end=1434
+  _globals['_LISTAGENTSREQUEST']._serialized_start=1436
+  _globals['_LISTAGENTSREQUEST']._serialized_end=1558
+  _globals['_LISTAGENTSRESPONSE']._serialized_start=1560
+  _globals['_LISTAGENTSRESPONSE']._serialized_end=1638
+  _globals['_UPDATEAGENTREQUEST']._serialized_start=1641
+  _globals['_UPDATEAGENTREQUEST']._serialized_end=2217
+  _globals['_UPDATEAGENTRESPONSE']._serialized_start=2219
+  _globals['_UPDATEAGENTRESPONSE']._serialized_end=2272
+  _globals['_PAUSEAGENTREQUEST']._serialized_start=2274
+  _globals['_PAUSEAGENTREQUEST']._serialized_end=2336
+  _globals['_PAUSEAGENTRESPONSE']._serialized_start=2338
+  _globals['_PAUSEAGENTRESPONSE']._serialized_end=2390
+  _globals['_FLAGAGENTREQUEST']._serialized_start=2392
+  _globals['_FLAGAGENTREQUEST']._serialized_end=2453
+  _globals['_FLAGAGENTRESPONSE']._serialized_start=2455
+  _globals['_FLAGAGENTRESPONSE']._serialized_end=2506
+  _globals['_RESUMEAGENTREQUEST']._serialized_start=2508
+  _globals['_RESUMEAGENTREQUEST']._serialized_end=2571
+  _globals['_RESUMEAGENTRESPONSE']._serialized_start=2573
+  _globals['_RESUMEAGENTRESPONSE']._serialized_end=2626
+  _globals['_DELETEAGENTREQUEST']._serialized_start=2628
+  _globals['_DELETEAGENTREQUEST']._serialized_end=2691
+  _globals['_DELETEAGENTRESPONSE']._serialized_start=2693
+  _globals['_DELETEAGENTRESPONSE']._serialized_end=2714
+  _globals['_ISSUEAGENTKEYREQUEST']._serialized_start=2716
+  _globals['_ISSUEAGENTKEYREQUEST']._serialized_end=2781
+  _globals['_ISSUEAGENTKEYRESPONSE']._serialized_start=2783
+  _globals['_ISSUEAGENTKEYRESPONSE']._serialized_end=2854
+  _globals['_REVOKEAGENTKEYREQUEST']._serialized_start=2856
+  _globals['_REVOKEAGENTKEYREQUEST']._serialized_end=2922
+  _globals['_REVOKEAGENTKEYRESPONSE']._serialized_start=2924
+  _globals['_REVOKEAGENTKEYRESPONSE']._serialized_end=2980
+  _globals['_GETWEBHOOKREQUEST']._serialized_start=2982
+  _globals['_GETWEBHOOKREQUEST']._serialized_end=3044
+  _globals['_GETWEBHOOKRESPONSE']._serialized_start=3046
+  _globals['_GETWEBHOOKRESPONSE']._serialized_end=3102
+  _globals['_ISSUEWEBHOOKSECRETREQUEST']._serialized_start=3105
+  _globals['_ISSUEWEBHOOKSECRETREQUEST']._serialized_end=3252
+  _globals['_ISSUEWEBHOOKSECRETRESPONSE']._serialized_start=3254
+  _globals['_ISSUEWEBHOOKSECRETRESPONSE']._serialized_end=3298
+  _globals['_SENDTESTWEBHOOKREQUEST']._serialized_start=3300
+  _globals['_SENDTESTWEBHOOKREQUEST']._serialized_end=3367
+  _globals['_SENDTESTWEBHOOKRESPONSE']._serialized_start=3370
+  _globals['_SENDTESTWEBHOOKRESPONSE']._serialized_end=3516
+  _globals['_REDELIVERWEBHOOKREQUEST']._serialized_start=3518
+  _globals['_REDELIVERWEBHOOKREQUEST']._serialized_end=3618
+  _globals['_REDELIVERWEBHOOKRESPONSE']._serialized_start=3620
+  _globals['_REDELIVERWEBHOOKRESPONSE']._serialized_end=3682
+  _globals['_AGENTSERVICE']._serialized_start=3972
+  _globals['_AGENTSERVICE']._serialized_end=5089
 # @@protoc_insertion_point(module_scope)

@@ -85,6 +85,26 @@ class AgentServiceStub:
                 request_serializer=pilot_dot_v1_dot_agents__pb2.RevokeAgentKeyRequest.SerializeToString,
                 response_deserializer=pilot_dot_v1_dot_agents__pb2.RevokeAgentKeyResponse.FromString,
                 _registered_method=True)
+        self.GetWebhook = channel.unary_unary(
+                '/pilot.v1.AgentService/GetWebhook',
+                request_serializer=pilot_dot_v1_dot_agents__pb2.GetWebhookRequest.SerializeToString,
+                response_deserializer=pilot_dot_v1_dot_agents__pb2.GetWebhookResponse.FromString,
+                _registered_method=True)
+        self.IssueWebhookSecret = channel.unary_unary(
+                '/pilot.v1.AgentService/IssueWebhookSecret',
+                request_serializer=pilot_dot_v1_dot_agents__pb2.IssueWebhookSecretRequest.SerializeToString,
+                response_deserializer=pilot_dot_v1_dot_agents__pb2.IssueWebhookSecretResponse.FromString,
+                _registered_method=True)
+        self.SendTestWebhook = channel.unary_unary(
+                '/pilot.v1.AgentService/SendTestWebhook',
+                request_serializer=pilot_dot_v1_dot_agents__pb2.SendTestWebhookRequest.SerializeToString,
+                response_deserializer=pilot_dot_v1_dot_agents__pb2.SendTestWebhookResponse.FromString,
+                _registered_method=True)
+        self.RedeliverWebhook = channel.unary_unary(
+                '/pilot.v1.AgentService/RedeliverWebhook',
+                request_serializer=pilot_dot_v1_dot_agents__pb2.RedeliverWebhookRequest.SerializeToString,
+                response_deserializer=pilot_dot_v1_dot_agents__pb2.RedeliverWebhookResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -95,7 +115,8 @@ class AgentServiceServicer:
         """CreateAgent adds an agent to a project. It needs setup until it has a key and
         a budget rule. Needs WRITE.
         Errors: FAILED_PRECONDITION (PROJECT_ARCHIVED), RESOURCE_EXHAUSTED
-        (QUOTA_EXCEEDED) above 10,000 agents a project.
+        (QUOTA_EXCEEDED) above 10,000 agents a project, INVALID_ARGUMENT
+        (INVALID_REQUEST) for a webhook_url that will never be called.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,6 +138,10 @@ class AgentServiceServicer:
 
     def UpdateAgent(self, request, context):
         """UpdateAgent changes the fields that the mask names. Needs WRITE.
+        With a webhook_url where there was none, deliveries begin with the next change; with
+        another one they go on where they were; without one they stop. All of that takes a
+        few seconds to reach the process that delivers.
+        Errors: INVALID_ARGUMENT (INVALID_REQUEST) for a webhook_url that will never be called.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,7 +173,8 @@ class AgentServiceServicer:
 
     def DeleteAgent(self, request, context):
         """DeleteAgent revokes the agent's key, releases its holds, and hides it. Its
-        events stay until the project goes. Needs WRITE.
+        events stay until the project goes. Its changes up to here are still delivered to
+        its webhook_url, for up to a day. Needs WRITE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,6 +191,49 @@ class AgentServiceServicer:
     def RevokeAgentKey(self, request, context):
         """RevokeAgentKey takes the agent's key away; every process refuses it within a
         second. The agent's status stays: its owner can still spend for it. Needs WRITE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetWebhook(self, request, context):
+        """GetWebhook reads how the deliveries to an agent's webhook_url go.
+        Needs READ; an agent may read its own.
+        Errors: FAILED_PRECONDITION (WEBHOOK_NOT_SET).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IssueWebhookSecret(self, request, context):
+        """IssueWebhookSecret gives the agent a new secret, shown this once, with which its
+        deliveries are signed by the Standard Webhooks specification. The one before signs,
+        too, until the overlap ends, so that no receiver misses a delivery. Without a secret
+        nothing is delivered, and nothing is lost. It takes a few seconds to reach the
+        process that delivers. Needs WRITE and EXECUTE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SendTestWebhook(self, request, context):
+        """SendTestWebhook sends one signed message of type `webhook.test` to the agent's
+        webhook_url, and returns what became of it. It waits for up to 8 seconds and is not
+        repeated; deliveries go on as if it had not been. Needs WRITE.
+        Errors: FAILED_PRECONDITION (WEBHOOK_NOT_SET, WEBHOOK_NEEDS_SECRET),
+        RESOURCE_EXHAUSTED (OVERLOADED) while others are being sent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RedeliverWebhook(self, request, context):
+        """RedeliverWebhook delivers all the agent's changes from a revision on once more, with
+        the same ids. What was not delivered yet is not skipped, and the next attempt is
+        made at once. It takes a few seconds to reach the process that delivers.
+        Needs WRITE.
+        Errors: FAILED_PRECONDITION (WEBHOOK_NOT_SET), OUT_OF_RANGE (CHANGES_TRIMMED),
+        INVALID_ARGUMENT (INVALID_REQUEST) beyond the vault's revision.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -222,6 +291,26 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.RevokeAgentKey,
                     request_deserializer=pilot_dot_v1_dot_agents__pb2.RevokeAgentKeyRequest.FromString,
                     response_serializer=pilot_dot_v1_dot_agents__pb2.RevokeAgentKeyResponse.SerializeToString,
+            ),
+            'GetWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetWebhook,
+                    request_deserializer=pilot_dot_v1_dot_agents__pb2.GetWebhookRequest.FromString,
+                    response_serializer=pilot_dot_v1_dot_agents__pb2.GetWebhookResponse.SerializeToString,
+            ),
+            'IssueWebhookSecret': grpc.unary_unary_rpc_method_handler(
+                    servicer.IssueWebhookSecret,
+                    request_deserializer=pilot_dot_v1_dot_agents__pb2.IssueWebhookSecretRequest.FromString,
+                    response_serializer=pilot_dot_v1_dot_agents__pb2.IssueWebhookSecretResponse.SerializeToString,
+            ),
+            'SendTestWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.SendTestWebhook,
+                    request_deserializer=pilot_dot_v1_dot_agents__pb2.SendTestWebhookRequest.FromString,
+                    response_serializer=pilot_dot_v1_dot_agents__pb2.SendTestWebhookResponse.SerializeToString,
+            ),
+            'RedeliverWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.RedeliverWebhook,
+                    request_deserializer=pilot_dot_v1_dot_agents__pb2.RedeliverWebhookRequest.FromString,
+                    response_serializer=pilot_dot_v1_dot_agents__pb2.RedeliverWebhookResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -495,6 +584,114 @@ class AgentService:
             '/pilot.v1.AgentService/RevokeAgentKey',
             pilot_dot_v1_dot_agents__pb2.RevokeAgentKeyRequest.SerializeToString,
             pilot_dot_v1_dot_agents__pb2.RevokeAgentKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilot.v1.AgentService/GetWebhook',
+            pilot_dot_v1_dot_agents__pb2.GetWebhookRequest.SerializeToString,
+            pilot_dot_v1_dot_agents__pb2.GetWebhookResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IssueWebhookSecret(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilot.v1.AgentService/IssueWebhookSecret',
+            pilot_dot_v1_dot_agents__pb2.IssueWebhookSecretRequest.SerializeToString,
+            pilot_dot_v1_dot_agents__pb2.IssueWebhookSecretResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SendTestWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilot.v1.AgentService/SendTestWebhook',
+            pilot_dot_v1_dot_agents__pb2.SendTestWebhookRequest.SerializeToString,
+            pilot_dot_v1_dot_agents__pb2.SendTestWebhookResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedeliverWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilot.v1.AgentService/RedeliverWebhook',
+            pilot_dot_v1_dot_agents__pb2.RedeliverWebhookRequest.SerializeToString,
+            pilot_dot_v1_dot_agents__pb2.RedeliverWebhookResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,12 @@ class FailureReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FAILURE_REASON_AGENT_DELETED: _ClassVar[FailureReason]
     FAILURE_REASON_FUNDING_FAILED: _ClassVar[FailureReason]
 
+class StreamStart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STREAM_START_UNSPECIFIED: _ClassVar[StreamStart]
+    STREAM_START_EARLIEST: _ClassVar[StreamStart]
+    STREAM_START_LATEST: _ClassVar[StreamStart]
+
 class SpendDimension(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SPEND_DIMENSION_UNSPECIFIED: _ClassVar[SpendDimension]
@@ -87,6 +93,9 @@ FAILURE_REASON_RELEASED: FailureReason
 FAILURE_REASON_EXPIRED: FailureReason
 FAILURE_REASON_AGENT_DELETED: FailureReason
 FAILURE_REASON_FUNDING_FAILED: FailureReason
+STREAM_START_UNSPECIFIED: StreamStart
+STREAM_START_EARLIEST: StreamStart
+STREAM_START_LATEST: StreamStart
 SPEND_DIMENSION_UNSPECIFIED: SpendDimension
 SPEND_DIMENSION_DAY: SpendDimension
 SPEND_DIMENSION_AGENT: SpendDimension
@@ -344,12 +353,70 @@ class ListEventsRequest(_message.Message):
     def __init__(self, vault_id: _Optional[str] = ..., agent_id: _Optional[str] = ..., types: _Optional[_Iterable[_Union[EventType, str]]] = ..., kinds: _Optional[_Iterable[_Union[EventKind, str]]] = ..., statuses: _Optional[_Iterable[_Union[EventStatus, str]]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListEventsResponse(_message.Message):
-    __slots__ = ("events", "next_page_token")
+    __slots__ = ("events", "next_page_token", "resume_token")
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
     events: _containers.RepeatedCompositeFieldContainer[Event]
     next_page_token: str
-    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+    resume_token: str
+    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., resume_token: _Optional[str] = ...) -> None: ...
+
+class SubscribeEventsRequest(_message.Message):
+    __slots__ = ("vault_id", "project_id", "agent_id", "start", "resume_token", "types", "kinds", "statuses", "heartbeat_interval")
+    VAULT_ID_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_ID_FIELD_NUMBER: _ClassVar[int]
+    AGENT_ID_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TYPES_FIELD_NUMBER: _ClassVar[int]
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    STATUSES_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    vault_id: str
+    project_id: str
+    agent_id: str
+    start: StreamStart
+    resume_token: str
+    types: _containers.RepeatedScalarFieldContainer[EventType]
+    kinds: _containers.RepeatedScalarFieldContainer[EventKind]
+    statuses: _containers.RepeatedScalarFieldContainer[EventStatus]
+    heartbeat_interval: _duration_pb2.Duration
+    def __init__(self, vault_id: _Optional[str] = ..., project_id: _Optional[str] = ..., agent_id: _Optional[str] = ..., start: _Optional[_Union[StreamStart, str]] = ..., resume_token: _Optional[str] = ..., types: _Optional[_Iterable[_Union[EventType, str]]] = ..., kinds: _Optional[_Iterable[_Union[EventKind, str]]] = ..., statuses: _Optional[_Iterable[_Union[EventStatus, str]]] = ..., heartbeat_interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class SubscribeEventsResponse(_message.Message):
+    __slots__ = ("changes", "resume_token", "caught_up")
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    CAUGHT_UP_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[Change]
+    resume_token: str
+    caught_up: bool
+    def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., resume_token: _Optional[str] = ..., caught_up: _Optional[bool] = ...) -> None: ...
+
+class Change(_message.Message):
+    __slots__ = ("vault_id", "revision", "change_time", "vault_figures", "event")
+    VAULT_ID_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_TIME_FIELD_NUMBER: _ClassVar[int]
+    VAULT_FIGURES_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    vault_id: str
+    revision: int
+    change_time: _timestamp_pb2.Timestamp
+    vault_figures: VaultFigures
+    event: Event
+    def __init__(self, vault_id: _Optional[str] = ..., revision: _Optional[int] = ..., change_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., vault_figures: _Optional[_Union[VaultFigures, _Mapping]] = ..., event: _Optional[_Union[Event, _Mapping]] = ...) -> None: ...
+
+class VaultFigures(_message.Message):
+    __slots__ = ("balance", "chain_balance", "held")
+    BALANCE_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_BALANCE_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    balance: int
+    chain_balance: int
+    held: int
+    def __init__(self, balance: _Optional[int] = ..., chain_balance: _Optional[int] = ..., held: _Optional[int] = ...) -> None: ...
 
 class SummarizeSpendRequest(_message.Message):
     __slots__ = ("vault_id", "agent_id", "start_time", "end_time", "group_by", "page_size", "page_token")

@@ -114,6 +114,11 @@ class LedgerServiceStub:
                 request_serializer=pilot_dot_v1_dot_ledger__pb2.VerifyLedgerRequest.SerializeToString,
                 response_deserializer=pilot_dot_v1_dot_ledger__pb2.VerifyLedgerResponse.FromString,
                 _registered_method=True)
+        self.SubscribeEvents = channel.unary_stream(
+                '/pilot.v1.LedgerService/SubscribeEvents',
+                request_serializer=pilot_dot_v1_dot_ledger__pb2.SubscribeEventsRequest.SerializeToString,
+                response_deserializer=pilot_dot_v1_dot_ledger__pb2.SubscribeEventsResponse.FromString,
+                _registered_method=True)
 
 
 class LedgerServiceServicer:
@@ -241,7 +246,39 @@ class LedgerServiceServicer:
     def VerifyLedger(self, request, context):
         """VerifyLedger recounts a vault from its events and changes: the numbers without a
         gap, every change and its check value, both figures, and every counter. It works
-        in pages: call it again with `next_page_token` until that is empty. Needs READ.
+        in pages: call it again with `next_page_token` until that is empty. Where changes are
+        trimmed it begins after them, so it has to run more often than they are. Needs READ.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubscribeEvents(self, request, context):
+        """SubscribeEvents pushes every change of every event: of a vault, of an agent, or of
+        all the caller's vaults, later ones included. The first response comes at once. Every
+        response carries the token to resume after it. What the stream guarantees, in etcd's
+        words:
+
+        - Ordered: the changes of a vault come in the order of their revisions, which is the
+        order of their commits. No order is promised between vaults.
+        - Unique: a change never comes twice, on one stream or after resuming.
+        - Reliable: a change is never left out: revisions n and n + 2 never come without
+        n + 1 between, unless the stream's own scope or filters leave it out.
+        - Resumable: a stream that ends is continued by a new one, on any server and at any
+        later time, with the last token as `resume_token`.
+        - Bookmarkable: a stream on which nothing happens, or nothing that its filters let
+        through, sends responses without changes, whose tokens advance.
+
+        UNAVAILABLE means: resume with the last token, after RetryInfo where there is one
+        (SERVER_DRAINING, STREAM_TOO_OLD, SUBSCRIBER_STALLED, DATABASE_UNAVAILABLE, or a
+        connection that broke). RESOURCE_EXHAUSTED with RetryInfo: try again then. Any other
+        status would come again. Set no deadline, use a channel with keepalive, and store the
+        token together with what was made of the changes: then each takes effect exactly once.
+
+        Needs READ; an agent may follow its own. Errors: OUT_OF_RANGE (CHANGES_TRIMMED,
+        HISTORY_UNDONE), INVALID_ARGUMENT (RESUME_TOKEN_INVALID, RESUME_TOKEN_OF_ANOTHER_SCOPE),
+        UNAUTHENTICATED (CREDENTIAL_INVALID) within a second of a revocation, NOT_FOUND, also
+        when the vault is deleted, RESOURCE_EXHAUSTED (QUOTA_EXCEEDED, OVERLOADED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -314,6 +351,11 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.VerifyLedger,
                     request_deserializer=pilot_dot_v1_dot_ledger__pb2.VerifyLedgerRequest.FromString,
                     response_serializer=pilot_dot_v1_dot_ledger__pb2.VerifyLedgerResponse.SerializeToString,
+            ),
+            'SubscribeEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.SubscribeEvents,
+                    request_deserializer=pilot_dot_v1_dot_ledger__pb2.SubscribeEventsRequest.FromString,
+                    response_serializer=pilot_dot_v1_dot_ledger__pb2.SubscribeEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -682,6 +724,33 @@ class LedgerService:
             '/pilot.v1.LedgerService/VerifyLedger',
             pilot_dot_v1_dot_ledger__pb2.VerifyLedgerRequest.SerializeToString,
             pilot_dot_v1_dot_ledger__pb2.VerifyLedgerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubscribeEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pilot.v1.LedgerService/SubscribeEvents',
+            pilot_dot_v1_dot_ledger__pb2.SubscribeEventsRequest.SerializeToString,
+            pilot_dot_v1_dot_ledger__pb2.SubscribeEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,
