@@ -1,8 +1,8 @@
 """The keys of vaults: made here, stored only sealed, and opened for one signature at a time.
 
-A seal is bound to its vault and its address. Opening one and signing takes 58 microseconds,
-so nothing is kept open. What Python has once read it cannot overwrite: a secret lasts in
-memory until that is used again, and is never anywhere else.
+A seal is bound to its vault and its address. Opening one and signing takes a tenth of a
+millisecond, so nothing is kept open. What Python has once read it cannot overwrite: a
+secret lasts in memory until that is used again, and is never anywhere else.
 """
 
 from dataclasses import dataclass, field
