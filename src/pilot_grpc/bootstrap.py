@@ -5,7 +5,7 @@ import os
 import platform
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Final
 
@@ -47,19 +47,22 @@ from pilot_grpc.settings import Settings
 from pilot_grpc.solana.custody import Custody
 
 DOOR_CONNECTIONS: Final = 2
+WATCH_CONNECTIONS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Databases:
-    """The same database four times, so that nobody takes the connections of another.
+    """The same database five times, so that nobody takes the connections of another.
 
-    `money` is for the lanes alone, `door` for credentials and health, `streams` for
-    subscribers, `reads` for all else.
+    `money` is for the lanes alone, `door` for the credentials of those who come, `watch`
+    for those of open streams and for health, `streams` for subscribers, `reads` for all
+    else.
     """
 
     reads: Database
     money: Database
     door: Database
+    watch: Database
     streams: Database
 
 
@@ -68,7 +71,7 @@ class App:
     """Everything that serves."""
 
     database: Database
-    door: Database
+    watch: Database
     lanes: Lanes
     feeds: Feeds
     streams: Streams
@@ -120,11 +123,11 @@ def build(settings: Settings, databases: Databases, clock: Clock = read_clock) -
     sender = Sender(outbound)
     return App(
         database=database,
-        door=databases.door,
+        watch=databases.watch,
         lanes=lanes,
         feeds=feeds,
         streams=streams,
-        credentials=Credentials(databases.door),
+        credentials=Credentials(databases.door, databases.watch),
         expiry=Expiry(database, lanes),
         trimming=Trimming(database, clock, settings.changes_kept_age, settings.changes_kept_count),
         accounts=Accounts(
@@ -162,6 +165,7 @@ async def running(
         reads=await open_database(url, pooler=pooler, size=settings.database_pool_size),
         money=await open_database(url, pooler=pooler, size=money_size),
         door=await open_database(url, pooler=pooler, size=DOOR_CONNECTIONS),
+        watch=await open_database(url, pooler=pooler, size=WATCH_CONNECTIONS),
         streams=await open_database(url, pooler=pooler, size=STREAM_CONNECTIONS),
     )
     app = build(settings, databases, clock)
@@ -192,8 +196,8 @@ async def running(
         if duties:
             with suppress(errors.DatabaseUnavailable, errors.Overloaded):
                 await app.credentials.write_uses()
-        for database in (databases.money, databases.door, databases.streams, databases.reads):
-            await database.close()
+        for field in fields(databases):
+            await getattr(databases, field.name).close()
 
 
 def build_server(settings: Settings, app: App) -> Server:
@@ -209,7 +213,7 @@ def build_server(settings: Settings, app: App) -> Server:
         BudgetServicer(app.budgets),
         LedgerServicer(app.ledger, app.auditor, app.streams),
     )
-    return Server(settings, app.door, calls, servicers)
+    return Server(settings, app.watch, calls, servicers)
 
 
 async def serve(settings: Settings, *, ready: Callable[[str], None]) -> None:

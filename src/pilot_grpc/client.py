@@ -32,6 +32,7 @@ CHANNEL_OPTIONS: Final = (
 
 FIRST_WAIT_SECONDS: Final = 0.1
 WAIT_SECONDS_MAX: Final = 10.0
+DOUBLINGS_MAX: Final = 10
 
 
 async def follow(
@@ -57,8 +58,8 @@ async def follow(
             if wait is None and error.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise
             failures += 1
-            jitter = min(WAIT_SECONDS_MAX, FIRST_WAIT_SECONDS * 2**failures)
-            await asyncio.sleep(random.uniform(0, jitter) if wait is None else wait)  # noqa: S311
+            longest = min(WAIT_SECONDS_MAX, FIRST_WAIT_SECONDS * 2 ** min(failures, DOUBLINGS_MAX))
+            await asyncio.sleep((wait or 0.0) + random.uniform(0, longest))  # noqa: S311
 
 
 def _retry_seconds(error: grpc.aio.AioRpcError) -> float | None:

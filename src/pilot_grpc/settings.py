@@ -95,7 +95,7 @@ class Settings:
     # its host contains "-pooler", as Neon's do.
     database_pooler: bool = False
     # PILOT_DATABASE_POOL_SIZE: the most connections that this process opens for requests. Each
-    # lane has up to three more, streams have four, and credentials and health two.
+    # lane has up to three more, streams have five, and credentials and health four.
     database_pool_size: int = 10
 
     # PILOT_LANES: how many batches of spends this process decides at the same time. One a core

@@ -18,6 +18,7 @@ from pilot_grpc.db import (
     ledger,
     projects,
     recount,
+    stream,
     trimming,
     vaults,
 )
@@ -101,6 +102,8 @@ def full(server: Server, template: str) -> Iterator[str]:
 
 
 ONE: Final = (["v1"], [0], [0], [0], [1], [b""], [NOW])
+# As many as a stream of all of a user's vaults can have behind it.
+VAULTS: Final = [f"v{n}" for n in range(1, 101)]
 NO_FILTER: Final = (None, None, None, None, None)
 
 # Each statement, what it is asked, and the indexes that must answer.
@@ -196,6 +199,32 @@ HOT: Final[dict[str, tuple[str, tuple[Any, ...], set[str]]]] = {
         recount.SELECT_EVENTS_AFTER,
         ("v1", NOW - 9 * DAY, "e9", 50),
         {"events_vault_id_created_at_idx"},
+    ),
+    "see how far vaults are": (stream.SELECT_HEADS, (VAULTS,), {"vaults_pkey"}),
+    "see how far a user's vaults are": (
+        stream.SELECT_HEADS_OF_USERS,
+        (["u2", "u7"],),
+        {"projects_user_id_idx", "vaults_project_id_key"},
+    ),
+    "read what is new of many vaults": (
+        stream.SELECT_UPDATES,
+        (VAULTS, [19_000] * len(VAULTS), 500),
+        {"event_changes_pkey", "events_pkey"},
+    ),
+    "read a page of one vault": (
+        stream.SELECT_UPDATES,
+        (["v1"], [0], 500),
+        {"event_changes_pkey", "events_pkey"},
+    ),
+    "read check values": (
+        stream.SELECT_DIGESTS,
+        (VAULTS, [19_000] * len(VAULTS)),
+        {"event_changes_pkey"},
+    ),
+    "which credentials still work": (
+        accounts.SELECT_VALID_HASHES,
+        ([f"{n:064}" for n in range(20)],),
+        {"sessions_token_key", "api_keys_key_hash_key", "agents_api_key_hash_key"},
     ),
     "find what the trimmed changes left": (
         recount.SELECT_CHECKPOINT,

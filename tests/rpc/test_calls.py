@@ -201,7 +201,7 @@ async def test_sign_ins_beyond_what_can_be_hashed_are_refused_at_once(
 async def must_be_given_back(pilot: Pilot, tenant: Tenant) -> None:
     """Wait until every connection is idle: the last cancellations are still on their way."""
     async with asyncio.timeout(30):
-        for pool in (pilot.app.database.pool, pilot.app.door.pool):
+        for pool in (pilot.app.database.pool, pilot.app.watch.pool):
             while pool.get_idle_size() != pool.get_size():
                 await get_vault(tenant)
 

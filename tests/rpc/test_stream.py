@@ -24,6 +24,7 @@ from pilot_grpc.rpc import calls, wire
 from pilot_grpc.rpc.errors import STATUS_CODES
 from pilot_grpc.services import stream
 from pilot_grpc.services.credentials import Credentials
+from pilot_grpc.services.stream import STREAMS_PER_AGENT_MAX
 from tests import histories, make
 from tests.conftest import Server
 from tests.make import HandClock
@@ -1226,16 +1227,34 @@ async def test_streams_are_limited_for_a_user_and_for_the_server(database: str) 
             async with asyncio.timeout(CALL_SECONDS):
                 await make.until(lambda: pilot.app.streams._open.total() < 5)
             for caller in (tenants[0].owner, tenants[0].agent):
-                assert await refusal(caller(request)) == Refusal(
-                    "RESOURCE_EXHAUSTED",
-                    "QUOTA_EXCEEDED",
-                    {"resource": "stream", "limit": "2"},
-                    retry_seconds=2.0,
-                )
+                mine = await refusal(caller(request))
+                assert (mine.code, mine.reason) == ("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED")
+                assert mine.metadata == {"resource": "stream", "limit": "2"}
+                assert mine.retry_seconds is not None
             assert (await refusal(tenants[2].owner(request))).code == "OK"
         for tenant in tenants:
             while (await refusal(tenant.owner(request))).reason == "OVERLOADED":
                 pass
+        await must_be_empty(pilot)
+
+
+async def test_an_agent_leaves_the_streams_of_its_user_to_others(database: str) -> None:
+    """One agent's key may have a few; its owner and its siblings are not locked out by it."""
+    async with serving(database) as pilot:
+        tenant = await pilot.tenant()
+        _, sibling = await tenant.another_agent()
+        request = pb.SubscribeEventsRequest(start=LATEST)
+        async with AsyncExitStack() as stack:
+            for _ in range(STREAMS_PER_AGENT_MAX):
+                subscribed = await stack.enter_async_context(tenant.agent.subscribe(start=LATEST))
+                await subscribed.read()
+
+            refused = await refusal(tenant.agent(request))
+
+            assert refused.reason == "QUOTA_EXCEEDED"
+            assert refused.metadata["limit"] == str(STREAMS_PER_AGENT_MAX)
+            for other in (tenant.owner, sibling):
+                assert (await refusal(other(request))).code == "OK"
         await must_be_empty(pilot)
 
 

@@ -36,7 +36,7 @@ def clock() -> Seconds:
 
 @pytest.fixture
 def credentials(app: App, clock: Seconds) -> Credentials:
-    return Credentials(app.database, clock)
+    return Credentials(app.database, app.database, clock)
 
 
 @pytest.fixture

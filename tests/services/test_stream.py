@@ -14,7 +14,7 @@ from pilot_grpc import errors
 from pilot_grpc.bootstrap import App
 from pilot_grpc.db import stream as stream_db
 from pilot_grpc.domain.accounts import Caller
-from pilot_grpc.domain.ids import AgentId, EventId, VaultId
+from pilot_grpc.domain.ids import AgentId, EventId, UserId, VaultId
 from pilot_grpc.domain.ledger import EventKind, EventStatus, EventType
 from pilot_grpc.domain.stream import Head, Start, Update, Wanted
 from pilot_grpc.services import feeds, stream
@@ -262,10 +262,10 @@ class Poller:
         self._looking = asyncio.Lock()
         monkeypatch.setattr(app.feeds, "_poll", self.poll)
 
-    async def poll(self) -> int:
+    async def poll(self, vault_ids: Iterable[VaultId], user_ids: Iterable[UserId]) -> int:
         await self._may_look.wait()
         async with self._looking:
-            return await self._look()
+            return await self._look(vault_ids, user_ids)
 
     async def stop(self) -> None:
         """Let the process see nothing new."""
@@ -815,9 +815,9 @@ async def test_without_followers_the_database_is_left_alone(
     looks: list[object] = []
     real = app.feeds._poll
 
-    async def poll() -> int:
+    async def poll(vault_ids: Iterable[VaultId], user_ids: Iterable[UserId]) -> int:
         looks.append(None)
-        return await real()
+        return await real(vault_ids, user_ids)
 
     await app.feeds.polled()
     monkeypatch.setattr(app.feeds, "_poll", poll)

@@ -42,8 +42,9 @@ SELECT changes.vault_id, changes.revision, changes.digest
 """
 
 # The next changes of each vault, in their order, each with its event as it was then. What
-# of an event can change is read from the change, all else from the event. The numbers
-# have no gaps, so a range of them is as good as a LIMIT, and never read any other way.
+# of an event can change is read from the change, all else from the event. LIMIT keeps the
+# planner from joining whole tables, whatever it guesses, and the range, which is as good
+# because the numbers have no gaps, keeps it from sorting all that is left of a vault.
 SELECT_UPDATES: Final = """
 SELECT changes.vault_id, changes.revision, changes.event_id, changes.previous_revision,
        changes.status, changes.amount, changes.failure_reason, changes.tx_hash,
@@ -53,10 +54,17 @@ SELECT changes.vault_id, changes.revision, changes.event_id, changes.previous_re
        events.expires_at, events.decline, events.metadata, events.provider, events.model,
        events.refunded_event_id, events.created_at
   FROM unnest($1::text[], $2::bigint[]) AS asked (vault_id, revision)
-  JOIN event_changes AS changes
-    ON changes.vault_id = asked.vault_id
-   AND changes.revision > asked.revision
-   AND changes.revision <= asked.revision + $3::bigint
+ CROSS JOIN LATERAL (
+           SELECT vault_id, revision, event_id, previous_revision, status, amount,
+                  failure_reason, tx_hash, balance_after, chain_balance_after, held_after,
+                  changed_at, digest
+             FROM event_changes
+            WHERE event_changes.vault_id = asked.vault_id
+              AND event_changes.revision > asked.revision
+              AND event_changes.revision <= asked.revision + $3::bigint
+            ORDER BY event_changes.revision
+            LIMIT $3::bigint
+       ) AS changes
   JOIN events ON events.id = changes.event_id
  ORDER BY changes.vault_id, changes.revision
 """

@@ -36,7 +36,7 @@ UNCHECKED_SECONDS_MAX: Final = 0.9
 # A subscriber that takes nothing for so long is gone, or stuck; it can resume.
 STALLED_SECONDS: Final = 60.0
 # Streams that end together come back spread over this time.
-RESUME_SECONDS_MAX: Final = 2.0
+RESUME_SECONDS_MAX: Final = 1.5
 AGE_SPREAD: Final = 0.2
 # An ending that a stuck client does not take is not waited for.
 ENDING_SECONDS_MAX: Final = 5.0
@@ -81,7 +81,7 @@ class _Stream:
 
 
 def _some_time() -> float:
-    return random.uniform(0.1, RESUME_SECONDS_MAX)  # noqa: S311 - spreads load, guards nothing
+    return random.uniform(0, RESUME_SECONDS_MAX)  # noqa: S311 - spreads load, guards nothing
 
 
 class Calls(grpc.aio.ServerInterceptor):
@@ -182,7 +182,7 @@ class Calls(grpc.aio.ServerInterceptor):
                         raise
                     if stream.error is None:
                         # Nobody cancelled it: something that it waited for went away.
-                        raise errors.ServerDraining(retry_after=_some_time()) from None
+                        raise errors.ServerDraining(retry_after=RETRY_SECONDS) from None
                     task.uncancel()
                     raise stream.error from None
             except _Gone:
@@ -215,10 +215,10 @@ class Calls(grpc.aio.ServerInterceptor):
                 responses = behavior(_read(parse, sent, who), context)
                 first = await anext(responses)
         except TimeoutError:
-            raise errors.DatabaseUnavailable(retry_after=_some_time()) from None
+            raise errors.DatabaseUnavailable(retry_after=RETRY_SECONDS) from None
         age = self._stream_seconds * random.uniform(1 - AGE_SPREAD, 1 + AGE_SPREAD)  # noqa: S311
         ageing = loop.call_later(
-            age, lambda: stream.end(errors.StreamTooOld(retry_after=_some_time()))
+            age, lambda: stream.end(errors.StreamTooOld(retry_after=RETRY_SECONDS))
         )
         try:
             async with aclosing(responses):  # type: ignore[type-var]
@@ -244,7 +244,7 @@ class Calls(grpc.aio.ServerInterceptor):
             asked_at, streams = loop.time(), tuple(self._streams)
             for stream in streams:
                 if stream.is_stalled(asked_at):
-                    stream.end(errors.SubscriberStalled(retry_after=_some_time()))
+                    stream.end(errors.SubscriberStalled(retry_after=RETRY_SECONDS))
             if not streams:
                 checked_at = asked_at
                 continue
@@ -252,7 +252,7 @@ class Calls(grpc.aio.ServerInterceptor):
             if valid is None:
                 if loop.time() - checked_at > UNCHECKED_SECONDS_MAX:
                     for stream in streams:
-                        stream.end(errors.DatabaseUnavailable(retry_after=_some_time()))
+                        stream.end(errors.DatabaseUnavailable(retry_after=RETRY_SECONDS))
                 continue
             checked_at = asked_at
             for stream in streams:
@@ -272,7 +272,7 @@ class Calls(grpc.aio.ServerInterceptor):
             return None
         try:
             return asking.result()
-        except errors.PilotError:
+        except (errors.PilotError, asyncio.CancelledError):
             return None
         except Exception:
             log.exception("the credentials of the streams could not be checked")
@@ -299,7 +299,7 @@ class Calls(grpc.aio.ServerInterceptor):
         """Take no new call, end the streams, and wait for the calls in flight."""
         self._draining = True
         for stream in tuple(self._streams):
-            stream.end(errors.ServerDraining(retry_after=_some_time()))
+            stream.end(errors.ServerDraining(retry_after=RETRY_SECONDS))
         try:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
@@ -308,10 +308,14 @@ class Calls(grpc.aio.ServerInterceptor):
 
 
 async def _end(context: "grpc.aio.ServicerContext[Any, Any]", error: errors.PilotError) -> None:
-    """End a stream with an error, without waiting for a client that takes nothing."""
+    """End a stream with an error, without waiting for a client that takes nothing.
+
+    Those that end together, with one error even, are not to come back together.
+    """
+    delay = _some_time() if error.retry_after is not None else 0.0
     with suppress(TimeoutError):
         async with asyncio.timeout(ENDING_SECONDS_MAX):
-            await abort(context, error)
+            await abort(context, error, delay)
 
 
 def _told(error: Exception, method: str) -> errors.PilotError:

@@ -61,9 +61,12 @@ STATUS_CODES: Final[Mapping[type[errors.PilotError], grpc.StatusCode]] = {
 
 
 async def abort(
-    context: "grpc.aio.ServicerContext[Any, Any]", error: errors.PilotError
+    context: "grpc.aio.ServicerContext[Any, Any]", error: errors.PilotError, delay: float = 0.0
 ) -> NoReturn:
-    """End the RPC with the status of an error and its details."""
+    """End the RPC with the status of an error and its details.
+
+    `delay` is how many seconds later than the error says the caller is to come back.
+    """
     code = STATUS_CODES[type(error)]
     status = status_pb2.Status(code=code.value[0], message=error.message)
     status.details.add().Pack(
@@ -77,7 +80,7 @@ async def abort(
         status.details.add().Pack(_bad_request(error))
     if error.retry_after is not None:
         retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromTimedelta(timedelta(seconds=error.retry_after))
+        retry.retry_delay.FromTimedelta(timedelta(seconds=error.retry_after + delay))
         status.details.add().Pack(retry)
     await context.abort(code, error.message, ((_DETAILS, status.SerializeToString()),))
     raise AssertionError("abort returned")

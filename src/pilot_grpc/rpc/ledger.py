@@ -176,10 +176,13 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         async with self._streams.subscription(
             caller, wire.topic(message), wire.start(message), wire.wanted(message), write
         ) as subscription:
-            changes = b""
+            entries: list[Entry] = []
             while True:
                 end = pb.SubscribeEventsResponse(
                     resume_token=subscription.token(), caught_up=subscription.caught_up
                 )
-                yield changes + end.SerializeToString()
-                changes = b"".join(map(write, await subscription.next(seconds)))
+                response = b"".join((*map(write, entries), end.SerializeToString()))
+                # Nothing else is kept of it while a client takes its time.
+                entries = []
+                yield response
+                entries = await subscription.next(seconds)

@@ -41,9 +41,18 @@ def hash_secret(secret: str) -> str:
 class Credentials:
     """Says who stands behind a credential."""
 
-    def __init__(self, database: Database, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """Take the database and a clock in seconds that never steps back."""
+    def __init__(
+        self,
+        database: Database,
+        watch: Database,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take the database, once more for `still_valid`, and a clock that never steps back.
+
+        Whoever asks whether streams may go on must not wait behind those who come.
+        """
         self._database = database
+        self._watch = watch
         self._monotonic = monotonic
         self._known: OrderedDict[str, tuple[float, asyncio.Task[Caller | None]]] = OrderedDict()
         self._uses: Counter[str] = Counter()
@@ -89,7 +98,7 @@ class Credentials:
     async def still_valid(self, credentials: Collection[str]) -> set[str]:
         """Say which of many credentials still work, by one look at the database."""
         by_hash = {hash_secret(credential): credential for credential in credentials}
-        async with self._database.transaction() as conn:
+        async with self._watch.transaction() as conn:
             hashes = await accounts_db.select_valid_hashes(conn, by_hash.keys())
         return {by_hash[each] for each in hashes}
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Final, Protocol
 
@@ -196,9 +197,15 @@ class Feed:
             entry = Entry(update)
             self._ring.append(entry)
             self._size += entry.size
-            while len(self._ring) > RING_CHANGES_MAX or (self._size > room and self._ring):
+            if len(self._ring) > RING_CHANGES_MAX:
                 self._size -= self._ring.popleft().size
+        self.shrink(room)
         return told
+
+    def shrink(self, room: int) -> None:
+        """Keep no more of the last changes than fits."""
+        while self._size > room:
+            self._size -= self._ring.popleft().size
 
     def restart(self, head: Head) -> None:
         """Forget the ring and go on at a head; whoever followed is behind it."""
@@ -247,6 +254,8 @@ class Feeds:
         self._feeds: dict[VaultId, Feed] = {}
         self._users: dict[UserId, _User] = {}
         self._away_since: float | None = None
+        self._changed: set[VaultId] = set()
+        self._all_wanted = False
         self._awake = asyncio.Event()
         self._polled = asyncio.Event()
 
@@ -274,6 +283,7 @@ class Feeds:
         user = self._users.setdefault(user_id, _User())
         user.followers.add(follower)
         user.new_followers.add(follower)
+        self._all_wanted = True
         self._awake.set()
 
     def leave_user(self, user_id: UserId, follower: UserFollower) -> None:
@@ -288,25 +298,39 @@ class Feeds:
 
     def wake(self, vault_ids: Iterable[VaultId]) -> None:
         """Look at once: this process has committed changes of vaults."""
-        if not self._feeds.keys().isdisjoint(vault_ids):
+        changed = self._feeds.keys() & set(vault_ids)
+        if changed:
+            self._changed |= changed
             self._awake.set()
 
     async def polled(self) -> None:
-        """Wait for the next look at the database."""
+        """Wait for the next look at all vaults, whether it succeeds or not."""
+        self._all_wanted = True
         self._awake.set()
         await self._polled.wait()
 
     async def run(self) -> None:
-        """Keep the feeds fresh for ever; without any, wait."""
+        """Keep the feeds fresh for ever; without any, wait.
+
+        All vaults are looked at every so often, and those that this process has changed
+        at once.
+        """
+        loop = asyncio.get_running_loop()
+        all_due = loop.time()
         while True:
-            if self._feeds or self._users:
-                await self._pause()
-            else:
-                await self._awake.wait()
+            await self._pause(all_due)
             self._awake.clear()
+            changed, self._changed = self._changed, set()
             told = 0
             try:
-                told = await self._poll()
+                if self._all_wanted or loop.time() >= all_due:
+                    self._all_wanted = False
+                    told = await self._poll(self._feeds, self._users)
+                    self._tell_polled()
+                    pause = max(POLL_SECONDS, POLL_SECONDS_PER_VAULT * len(self._feeds))
+                    all_due = loop.time() + pause
+                else:
+                    told = await self._poll(changed, ())
                 self._away_since = None
             except errors.PilotError as error:
                 log.warning("the feeds wait for the database: %s", error.message)
@@ -314,17 +338,17 @@ class Feeds:
                 await asyncio.sleep(RETRY_SECONDS)
             except Exception:
                 log.exception("the feeds failed, and try again")
+                self._be_without_database()
                 await asyncio.sleep(RETRY_SECONDS)
             await asyncio.sleep(max(POLL_SPACING_SECONDS, told * TELL_SECONDS))
 
-    async def _pause(self) -> None:
-        try:
-            async with asyncio.timeout(
-                max(POLL_SECONDS, POLL_SECONDS_PER_VAULT * len(self._feeds))
-            ):
-                await self._awake.wait()
-        except TimeoutError:
+    async def _pause(self, until: float) -> None:
+        if not self._feeds and not self._users:
+            await self._awake.wait()
             return
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await self._awake.wait()
 
     def _be_without_database(self) -> None:
         """End the feeds when the database has been away for too long."""
@@ -334,12 +358,14 @@ class Feeds:
         if now - self._away_since > AWAY_SECONDS_MAX:
             for feed in tuple(self._feeds.values()):
                 self._end(feed, errors.DatabaseUnavailable(retry_after=RETRY_SECONDS))
+        self._all_wanted = True
+        self._tell_polled()
 
-    async def _poll(self) -> int:
-        """Read what is new, and tell those who follow; say how many that are."""
+    async def _poll(self, vault_ids: Iterable[VaultId], user_ids: Iterable[UserId]) -> int:
+        """Read what is new of some, and tell those who follow; say how many that are."""
         # Whoever comes while the database is asked has seen more than this look will.
-        feeds = dict(self._feeds)
-        users = {user_id: set(user.followers) for user_id, user in self._users.items()}
+        feeds = {each: self._feeds[each] for each in vault_ids if each in self._feeds}
+        users = {each: set(self._users[each].followers) for each in user_ids}
         heads: dict[VaultId, Head] = {}
         async with self._database.transaction() as conn:
             of_users = await stream_db.select_heads_of_users(conn, users) if users else {}
@@ -368,13 +394,15 @@ class Feeds:
                     is_undone=now.get(vault_id, feed.head) != feed.head,
                 )
                 if len(updates.get(vault_id, ())) == limit:
-                    self._awake.set()
+                    self.wake([vault_id])
         for user_id, followers in users.items():
             if user_id in self._users:
                 self._users[user_id].tell(followers, of_users[user_id])
+        return told
+
+    def _tell_polled(self) -> None:
         self._polled.set()
         self._polled = asyncio.Event()
-        return told
 
     def _refresh(
         self, feed: Feed, head: Head | None, updates: Sequence[Update], *, is_undone: bool
@@ -395,6 +423,9 @@ class Feeds:
         if not updates and head.revision > feed.head.revision:
             log.warning("vault %s: no change after %d", feed.vault_id, feed.head.revision)
             feed.restart(head)
+        if not updates:
+            feed.shrink(room)
+            return 0
         try:
             return feed.extend(updates, room)
         except ValueError as gap:

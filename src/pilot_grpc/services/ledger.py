@@ -265,7 +265,9 @@ class Ledger:
         placed = await self._placed(caller, wanted)
         if placed is None:
             return ""
-        return await self.streams.token_now(Scope(caller.user_id, placed.vault_id, placed.agent_id))
+        scope = Scope(caller.user_id, placed.vault_id, placed.agent_id)
+        async with self.database.transaction() as conn:
+            return await self.streams.token_now(conn, scope)
 
     async def _placed(self, caller: Caller, wanted: EventFilter) -> EventFilter | None:
         """Name the vault of an agent, and let an agent see only itself; None: nothing at all."""

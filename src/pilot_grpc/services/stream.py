@@ -8,9 +8,9 @@ that is slow costs its own next page and nothing else; it delays nobody.
 import asyncio
 import secrets
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
-from typing import Final, NamedTuple
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final, NamedTuple, TypeVar
 
 from pilot_grpc import errors
 from pilot_grpc.db import stream as stream_db
@@ -40,11 +40,17 @@ PREPARED_AT_ONCE: Final = 50
 # that does not read keeps that page, so these are few.
 READ_AHEAD_MAX: Final = 16
 
-# Fewer than the stream's connections, so that the feeds always have one.
+# Pages that are read at the same time, for subscribers and for webhooks; the feeds always
+# have a connection of their own.
 CATCH_UP_AT_ONCE_MAX: Final = 3
-CONNECTIONS: Final = CATCH_UP_AT_ONCE_MAX + 1
+OWN_CATCH_UP_AT_ONCE_MAX: Final = 1
+CONNECTIONS: Final = CATCH_UP_AT_ONCE_MAX + OWN_CATCH_UP_AT_ONCE_MAX + 1
+
+T = TypeVar("T")
 
 LIMITED_RETRY_SECONDS: Final = 2.0
+# One agent, which may be misled, leaves the streams of its user to others.
+STREAMS_PER_AGENT_MAX: Final = 20
 _KEY_BYTES: Final = 32
 
 
@@ -69,7 +75,9 @@ class Streams:
         self._limit = limit
         self._limit_per_user = limit_per_user
         self._open: Counter[UserId] = Counter()
+        self._open_of_agents: Counter[AgentId] = Counter()
         self._reads = asyncio.Semaphore(CATCH_UP_AT_ONCE_MAX)
+        self._own_reads = asyncio.Semaphore(OWN_CATCH_UP_AT_ONCE_MAX)
         self._ahead: set[Subscription] = set()
         self._tokens: Tokens | None = None
 
@@ -90,27 +98,30 @@ class Streams:
         Raises NotFound, ResumeTokenInvalid, ResumeTokenOfAnotherScope, ChangesTrimmed,
         HistoryUndone, QuotaExceeded, Overloaded.
         """
-        user_id = caller.user_id
-        if self._open.total() >= self._limit:
-            raise errors.Overloaded(retry_after=LIMITED_RETRY_SECONDS)
-        if self._open[user_id] >= self._limit_per_user:
-            raise errors.QuotaExceeded(
-                resource="stream",
-                limit=self._limit_per_user,
-                # One that broke counts until its connection is found dead.
-                retry_after=LIMITED_RETRY_SECONDS,
-            )
-        self._open[user_id] += 1
-        try:
+        with self._counted(caller):
             subscription = await self._subscribe(caller, topic, start, wanted, prepare)
             try:
                 yield subscription
             finally:
                 subscription.close()
+
+    @contextmanager
+    def _counted(self, caller: Caller) -> Iterator[None]:
+        """Count a stream while it is open. Raises Overloaded, QuotaExceeded."""
+        user_id, agent_id = caller.user_id, caller.agent_id
+        if self._open.total() >= self._limit:
+            raise errors.Overloaded(retry_after=LIMITED_RETRY_SECONDS)
+        _must_be_below(self._limit_per_user, self._open[user_id])
+        if agent_id is not None:
+            _must_be_below(STREAMS_PER_AGENT_MAX, self._open_of_agents[agent_id])
+            self._open_of_agents[agent_id] += 1
+        self._open[user_id] += 1
+        try:
+            yield
         finally:
-            self._open[user_id] -= 1
-            if not self._open[user_id]:
-                del self._open[user_id]
+            _count_down(self._open, user_id)
+            if agent_id is not None:
+                _count_down(self._open_of_agents, agent_id)
 
     async def _subscribe(
         self,
@@ -135,9 +146,17 @@ class Streams:
         wanted: Wanted,
         tokens: Tokens | None,
         prepare: Callable[[Entry], object],
+        reads: asyncio.Semaphore | None = None,
     ) -> "Subscription":
         return Subscription(
-            self._database, self._feeds, self._reads, self._ahead, scope, wanted, tokens, prepare
+            self._database,
+            self._feeds,
+            reads or self._reads,
+            self._ahead,
+            scope,
+            wanted,
+            tokens,
+            prepare,
         )
 
     async def _locate(
@@ -187,23 +206,30 @@ class Streams:
                 self._tokens = Tokens(await stream_db.stream_key(conn, new))
         return self._tokens
 
-    async def token_now(self, scope: Scope) -> str:
-        """Make the token of where a scope of its user's stands now."""
-        async with self._reads:
-            tokens = await self._known_tokens()
-            async with self._database.transaction() as conn:
-                spans = await stream_db.select_spans(conn, scope.user_id, scope.vault_id)
+    async def token_now(self, conn: Connection, scope: Scope) -> str:
+        """Make the token of where a scope of its user's stands now.
+
+        Who lists is not to wait for those who resume, and brings a connection.
+        """
+        tokens = await self._known_tokens()
+        spans = await stream_db.select_spans(conn, scope.user_id, scope.vault_id)
         return _token(tokens, scope, {vault_id: span.head for vault_id, span in spans.items()})
 
     async def follow_agent(
-        self, user_id: UserId, vault_id: VaultId, agent_id: AgentId, after: int
+        self,
+        user_id: UserId,
+        vault_id: VaultId,
+        agent_id: AgentId,
+        after: int,
+        digest: bytes | None = None,
     ) -> "Subscription":
         """Follow an agent for Pilot itself, after a revision; close it in the end.
 
-        Raises NotFound, ChangesTrimmed.
+        With a digest the change at that revision must have it. Raises NotFound,
+        ChangesTrimmed, HistoryUndone.
         """
         scope = Scope(user_id, vault_id, agent_id)
-        async with self._reads, self._database.snapshot() as conn:
+        async with self._own_reads, self._database.snapshot() as conn:
             spans = await stream_db.select_spans(conn, user_id, vault_id)
             if vault_id not in spans:
                 raise errors.NotFound(resource="vault", id=vault_id)
@@ -213,15 +239,31 @@ class Streams:
             found = await stream_db.select_digests(conn, {vault_id: after})
         known = {head.revision: head for head in (span.head, span.trimmed, Head())}
         at = found.get(vault_id) or known.get(after)
-        if at is None:
+        if at is None or digest not in {None, at.digest}:
             raise undone(vault_id, after, span.head.revision)
-        subscription = self._subscription(scope, Wanted(), None, lambda _: None)
+        subscription = self._subscription(
+            scope, Wanted(), None, lambda _: None, reads=self._own_reads
+        )
         try:
             await subscription.begin(spans, {vault_id: at})
         except BaseException:
             subscription.close()
             raise
         return subscription
+
+
+def _count_down(counter: Counter[T], key: T) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
+
+
+def _must_be_below(limit: int, count: int) -> None:
+    if count >= limit:
+        # One that broke counts until its connection is found dead.
+        raise errors.QuotaExceeded(
+            resource="stream", limit=limit, retry_after=LIMITED_RETRY_SECONDS
+        )
 
 
 def _scope(caller: Caller, topic: Topic, spans: Mapping[VaultId, Span]) -> Scope:
@@ -379,9 +421,13 @@ class Subscription:
         """Whether all that this process knows was handed out."""
         return not self._behind
 
+    def place(self, vault_id: VaultId) -> Head:
+        """Return the change up to which everything was handed out, or is of no interest."""
+        return self._cursors[vault_id].at
+
     def position(self, vault_id: VaultId) -> int:
-        """Return the revision up to which everything was handed out, or is of no interest."""
-        return self._cursors[vault_id].at.revision
+        """Return the revision of that change."""
+        return self.place(vault_id).revision
 
     def token(self) -> str:
         """Make the token to resume after all that was handed out."""
@@ -412,9 +458,8 @@ class Subscription:
             if self._ended is not None:
                 raise self._ended
             entries, more = self._gather()
-            if entries and len(self._ahead) < READ_AHEAD_MAX:
+            if entries and len(self._ahead) < READ_AHEAD_MAX and self._read_on():
                 self._ahead.add(self)
-                self._read_on()
             if entries or asyncio.get_running_loop().time() >= until:
                 return entries
             if more:
@@ -477,17 +522,19 @@ class Subscription:
             return False
         return self._wanted.allows(update)
 
-    def _read_on(self) -> None:
-        """Read the next page of what is behind its ring; the rings go on meanwhile."""
-        if self._reading is not None and not self._reading.done():
-            return
-        late = [cursor for cursor in self._behind if cursor.must_read()][:PAGE_VAULTS_MAX]
-        if late:
-            self._reading = asyncio.create_task(self._read(late))
+    def _read_on(self) -> bool:
+        """Read the next page of what is behind its ring, if anything is, and say so.
+
+        The rings go on meanwhile.
+        """
+        if self._reading is None or self._reading.done():
+            late = [cursor for cursor in self._behind if cursor.must_read()][:PAGE_VAULTS_MAX]
+            self._reading = asyncio.create_task(self._read(late)) if late else None
+        return self._reading is not None
 
     async def _read(self, cursors: Iterable[Cursor]) -> None:
         try:
-            await self._read_page({c.feed.vault_id: c.at.revision for c in cursors})
+            await self._read_page({c.feed.vault_id: c.at for c in cursors})
         except errors.Overloaded as error:
             await asyncio.sleep(error.retry_after or 0)
         except Exception as error:  # noqa: BLE001 - whoever waits must get it
@@ -496,12 +543,17 @@ class Subscription:
             self._reading = None
             self._wake()
 
-    async def _read_page(self, after: Mapping[VaultId, int]) -> None:
+    async def _read_page(self, places: Mapping[VaultId, Head]) -> None:
+        after = {vault_id: place.revision for vault_id, place in places.items()}
         limit = max(1, self._page_limit // len(after))
         async with self._reads:
             async with self._database.snapshot() as conn:
                 pages = await stream_db.select_updates(conn, after, limit)
+                digests = await stream_db.select_digests(conn, after)
                 for vault_id, revision in after.items():
+                    if digests.get(vault_id, places[vault_id]) != places[vault_id]:
+                        newest = (await stream_db.select_heads(conn, [vault_id]))[vault_id]
+                        raise undone(vault_id, revision, newest.revision)
                     page = pages.get(vault_id)
                     if page is None or page[0].revision != revision + 1:
                         spans = await stream_db.select_spans(conn, self._scope.user_id, vault_id)
