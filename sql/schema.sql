@@ -241,6 +241,7 @@ CREATE TABLE public.webhooks (
     agent_id text NOT NULL,
     vault_id text NOT NULL,
     cursor_revision bigint NOT NULL,
+    cursor_digest bytea,
     delivered_revision bigint,
     final_revision bigint,
     edition bigint DEFAULT 0 NOT NULL,

@@ -2,16 +2,19 @@
 
 -- How far the changes of an agent were delivered to its webhook_url: one row for each
 -- agent that ever had a URL or a secret. Every change of the agent up to
--- `cursor_revision` was delivered; there is no second queue. `delivered_revision` is the
--- last one that was. `final_revision` is where a deleted agent's changes end.
--- `attempts` counts the failures since the last success, and `edition` what the owner
--- changed: whoever delivers under an older one stops. One process at a time delivers,
--- as long as its lease lasts; an agent that waits for its next attempt is leased by
--- nobody. The claim reads the whole table, which one index less keeps cheap to update.
+-- `cursor_revision` was delivered; there is no second queue. `cursor_digest` is the check
+-- value of that change, which tells whether it is still of the same history; null is
+-- unknown. `delivered_revision` is the last one that was delivered. `final_revision` is
+-- where a deleted agent's changes end. `attempts` counts the failures since the last
+-- success, and `edition` what the owner changed: whoever delivers under an older one
+-- stops. One process at a time delivers, as long as its lease lasts; an agent that waits
+-- for its next attempt is leased by nobody. The claim reads the whole table, which one
+-- index less keeps cheap to update.
 CREATE TABLE webhooks (
     agent_id text NOT NULL,
     vault_id text NOT NULL,
     cursor_revision bigint NOT NULL,
+    cursor_digest bytea,
     delivered_revision bigint,
     final_revision bigint,
     edition bigint NOT NULL DEFAULT 0,

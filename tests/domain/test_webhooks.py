@@ -35,7 +35,10 @@ def test_what_the_receiver_asks_for_is_waited_for_within_reason(
 
 
 def test_a_change_has_one_name() -> None:
-    assert message_id(VaultId("cvault"), 7) == "chg_cvault_7"
+    """Of another history it has another."""
+    names = [message_id(VaultId("cvault"), 7, digest) for digest in (b"\x01" * 16, b"\x02" * 16)]
+
+    assert names == ["chg_cvault_7_01010101", "chg_cvault_7_02020202"]
 
 
 def test_a_state_names_what_its_owner_has_to_do_first() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from pilot_grpc import errors
 from pilot_grpc.bootstrap import App
+from pilot_grpc.db import webhooks as webhooks_db
 from pilot_grpc.db.webhooks import StoredSecret
 from pilot_grpc.domain.ids import AgentId
 from pilot_grpc.domain.ledger import FailureReason
@@ -155,13 +156,21 @@ async def test_every_change_arrives_in_order_and_is_signed(app: App) -> None:
     assert found == [event.revision for event in expected]
     sent = receiver.messages(server.requests, hook.secret)
     assert [each.body["type"] for each in sent] == [f"event.{event.status}" for event in expected]
+    digests = await digests_of(app, agent)
     assert [each.id for each in sent] == [
-        f"chg_{agent.vault_id}_{event.revision}" for event in expected
+        message_id(agent.vault_id, event.revision, digests[event.revision]) for event in expected
     ]
     assert sent[0].body["data"]["event"]["metadata"] == '{"tokens": 5}'
     assert sent[0].body["data"]["event"]["amount"] == "-10"
     assert sent[0].body["timestamp"] == sent[0].body["data"]["change_time"]
     assert server.requests[0].headers["content-type"] == "application/json"
+
+
+async def digests_of(app: App, spender: make.Spender) -> dict[int, bytes]:
+    rows = await app.database.pool.fetch(
+        "SELECT revision, digest FROM event_changes WHERE vault_id = $1", spender.vault_id
+    )
+    return {row["revision"]: row["digest"] for row in rows}
 
 
 async def test_a_webhook_is_told_no_more_than_its_agent_may_know(app: App) -> None:
@@ -365,6 +374,78 @@ async def dead_ends(server: HttpServer) -> None:
         task.cancel()
 
 
+async def test_a_user_whose_endpoints_hang_delays_no_other(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four hang, which is more than there is room for; they have a share of it."""
+    monkeypatch.setattr(deliveries_service, "SENDING_MAX", 3)
+    monkeypatch.setattr(deliveries_service, "SENDING_SHARE_MAX", 2)
+    monkeypatch.setattr(deliveries_service, "PROMPT_SECONDS", 60.0)
+    sends = Outbound(allow_private=True, seconds_max=60)
+    async with http_server(hang()) as dead, http_server() as well, delivering(app, sends=sends):
+        first = await subscribed(app, dead.url())
+        for hook in (first, *[await subscribed(app, dead.url(), first.spender) for _ in "abc"]):
+            await make.spend(app, hook.spender, 1)
+        await make.until(lambda: len(dead.requests) == 2)
+        hook = await subscribed(app, well.url())
+        spent = await make.spend(app, hook.spender, 1)
+        found = await arrived(well, hook.secret, spent.revision)
+        still = len(dead.requests)
+        await dead_ends(dead)
+
+    assert found == [spent.revision]
+    assert still == 2
+
+
+async def test_endpoints_that_are_slow_wait_for_each_other_and_delay_no_other(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for one that is slow and one that is not."""
+    monkeypatch.setattr(deliveries_service, "SENDING_MAX", 1)
+    monkeypatch.setattr(deliveries_service, "SLOW_MAX", 1)
+    monkeypatch.setattr(deliveries_service, "PROMPT_SECONDS", 0.05)
+    slowly = respond(200, after=0.2)
+    async with http_server(slowly) as slow, http_server() as well, delivering(app):
+        first = await subscribed(app, slow.url())
+        both = [first, await subscribed(app, slow.url(), first.spender)]
+        for hook in both * 30:
+            await make.spend(app, hook.spender, 1)
+        await make.until(lambda: len(slow.requests) >= 5)
+        hook = await subscribed(app, well.url(), first.spender)
+        before = len(slow.requests)
+        sent = [(await make.spend(app, hook.spender, 1)).revision for _ in range(20)]
+        await arrived(well, hook.secret, sent[-1])
+
+    assert len(slow.requests) - before < 15
+
+
+async def test_a_user_whose_endpoints_fail_delays_no_other_that_fails(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four wait longest, and hang again; of the three places they have one."""
+    monkeypatch.setattr(deliveries_service, "HELD_FAILING_MAX", 3)
+    monkeypatch.setattr(deliveries_service, "HELD_FAILING_SHARE", 1)
+    sends = Outbound(allow_private=True, seconds_max=60)
+    async with http_server(hang()) as dead, http_server() as well:
+        first = await subscribed(app, dead.url())
+        hooks = [first, *[await subscribed(app, dead.url(), first.spender) for _ in "abc"]]
+        recovered = await subscribed(app, well.url())
+        spent = [await make.spend(app, hook.spender, 1) for hook in (*hooks, recovered)]
+        await app.database.pool.execute(
+            "UPDATE webhooks SET attempts = 1, failing_since = now(), leased_until = now()"
+            " - CASE WHEN agent_id = $1 THEN interval '1 minute' ELSE interval '1 hour' END",
+            recovered.spender.agent_id,
+        )
+        async with delivering(app, sends=sends):
+            found = await arrived(well, recovered.secret, spent[-1].revision)
+            await make.until(lambda: bool(dead.requests))
+            still = len(dead.requests)
+            await dead_ends(dead)
+
+    assert found == [spent[-1].revision]
+    assert still == 1
+
+
 async def test_agents_take_turns_where_there_are_too_many(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -531,6 +612,55 @@ async def holder_of(app: App, spender: make.Spender) -> tuple[str | None, int]:
     return row["leased_by"], row["cursor_revision"]
 
 
+@asynccontextmanager
+async def locked(app: App, spender: make.Spender) -> AsyncIterator[None]:
+    """Be a process that is frozen while it changes an agent's webhook."""
+    async with app.database.transaction() as conn:
+        await webhooks_db.lock_webhook(conn, spender.agent_id)
+        yield
+
+
+async def test_a_row_that_is_locked_holds_up_no_lease_but_its_own(app: App) -> None:
+    """It is not renewed, and lost when it ends; the other one is renewed all the time."""
+    brief = replace(QUICK, lease=0.5)
+    async with http_server() as server, delivering(app, brief) as deliveries:
+        one = await subscribed(app, server.url())
+        two = await subscribed(app, server.url(), one.spender)
+        for hook in (one, two):
+            await make.spend(app, hook.spender, 1)
+        await make.until(lambda: len(server.requests) == 2)
+        first, second = [deliveries._held[hook.spender.agent_id] for hook in (one, two)]
+        async with locked(app, one.spender):
+            begun = second.lease_ends
+            await make.until(lambda: second.lease_ends > begun + 0.1)
+            kept = deliveries._held.get(one.spender.agent_id)
+            await let_go(deliveries, one.spender.agent_id)
+            await make.until(lambda: second.lease_ends > begun + 0.5)
+            await make.spend(app, one.spender, 1)
+            await make.spend(app, two.spender, 1)
+            await make.until(lambda: len(server.requests) == 3)
+        await make.until(lambda: len(server.requests) == 4)
+        still = deliveries._held.get(two.spender.agent_id)
+
+    assert kept is first
+    assert first.is_over
+    assert still is second
+
+
+async def test_a_lease_is_given_back_once_its_row_is_free(app: App) -> None:
+    async with http_server() as server:
+        hook = await subscribed(app, server.url())
+        spent = await make.spend(app, hook.spender, 1)
+        async with delivering(app, replace(QUICK, renew=60.0)) as deliveries:
+            await make.until(lambda: bool(server.requests))
+            async with locked(app, hook.spender):
+                closing = asyncio.create_task(deliveries.close())
+                await asyncio.sleep(0.1)
+            await closing
+
+    assert await holder_of(app, hook.spender) == (None, spent.revision)
+
+
 async def test_an_idle_agent_is_given_back_until_it_has_a_change(app: App) -> None:
     async with http_server() as server, delivering(app, replace(QUICK, idle=0.01)) as deliveries:
         hook = await subscribed(app, server.url())
@@ -683,7 +813,7 @@ async def test_changes_are_delivered_again_with_the_same_ids(app: App) -> None:
     got = receiver.messages(server.requests, hook.secret)
     assert [each.revision for each in got] == [*sent, *sent[1:], last.revision]
     assert got[4].body == got[1].body
-    assert got[4].id == got[1].id == message_id(agent.vault_id, sent[1])
+    assert got[4].id == got[1].id
 
 
 async def test_redelivery_skips_nothing(app: App) -> None:
@@ -719,6 +849,131 @@ async def test_changes_that_were_trimmed_are_missed_and_said_so(start: StartApp)
     assert found == sent[3:]
     assert after.last_error is not None
     assert "trimmed" in after.last_error
+
+
+async def restore(app: App, spender: make.Spender, revision: int, *, cursor: bool = True) -> None:
+    """Let the database be where it was at a change; unless somebody wrote the cursor since."""
+    place = spender.vault_id, revision
+    async with app.database.transaction() as conn:
+        await conn.execute("SET LOCAL session_replication_role = replica")
+        await conn.execute(
+            "UPDATE vaults SET revision = changes.revision, digest = changes.digest"
+            "  FROM event_changes AS changes"
+            " WHERE vaults.id = $1 AND changes.vault_id = $1 AND changes.revision = $2",
+            *place,
+        )
+        if cursor:
+            await conn.execute(
+                "UPDATE webhooks SET cursor_revision = revision - 1, cursor_digest = NULL"
+                "  FROM vaults WHERE vault_id = $1 AND id = $1 AND revision = $2",
+                *place,
+            )
+        await conn.execute(
+            "DELETE FROM event_changes WHERE vault_id = $1 AND revision > $2", *place
+        )
+
+
+@pytest.mark.parametrize("again", [0, 1, 2, 4], ids=["unchanged", "behind", "as_far", "further"])
+async def test_what_a_restore_took_back_is_told(app: App, again: int) -> None:
+    """The cursor is of a history that is gone, however far the new one has come."""
+    async with http_server() as server, AsyncExitStack() as stack:
+        hook = await subscribed(app, server.url())
+        agent = hook.spender
+        async with delivering(app):
+            sent = [(await make.spend(app, agent, 1)).revision for _ in range(5)]
+            await until(lambda: has_passed(app, agent, sent[-1]))
+        await restore(app, agent, sent[2], cursor=False)
+        for _ in range(again):
+            await make.spend(app, agent, 2)
+        before = await status(app, agent)
+        await stack.enter_async_context(delivering(app))
+        await until(lambda: tells_of_a_loss(app, agent))
+        told = await status(app, agent)
+        last = await make.spend(app, agent, 3)
+        await until(lambda: has_passed(app, agent, last.revision))
+        after = await status(app, agent)
+        digests = await digests_of(app, agent)
+
+    assert before.behind == max(0, again - 2)
+    assert told.delivered_revision == (None if again < 2 else sent[-1])
+    assert after.behind == 0
+    assert after.state is WebhookState.DELIVERING
+    assert f"before change {sent[-1]}" in (after.last_error or "")
+    got = receiver.messages(server.requests, hook.secret)
+    assert [each.revision for each in got] == [*sent, last.revision]
+    assert got[-1].id == message_id(agent.vault_id, last.revision, digests[last.revision])
+    assert len({each.id for each in got}) == len(got)
+
+
+async def tells_of_a_loss(app: App, spender: make.Spender) -> bool:
+    return "restored" in ((await status(app, spender)).last_error or "")
+
+
+async def test_a_restore_under_a_process_that_delivers_loses_nothing(app: App) -> None:
+    """What it remembers is not written: deliveries go on from what the database remembers."""
+    async with http_server() as server, delivering(app) as deliveries:
+        hook = await subscribed(app, server.url())
+        agent = hook.spender
+        sent = [(await make.spend(app, agent, 1)).revision for _ in range(5)]
+        await until(lambda: has_passed(app, agent, sent[-1]))
+        held = deliveries._held[agent.agent_id]
+        await restore(app, agent, sent[2])
+        await make.until(lambda: deliveries._held.get(agent.agent_id) is not held)
+        again = [(await make.spend(app, agent, 2)).revision for _ in range(3)]
+        await make.until(lambda: len(server.requests) == 9)
+        await until(lambda: is_passed(app, agent, again[-1]))
+        digests = await digests_of(app, agent)
+
+    got = receiver.messages(server.requests, hook.secret)
+    assert [each.revision for each in got] == [*sent, sent[2], *again]
+    assert got[2].id == got[5].id
+    assert [each.id for each in got[5:]] == [
+        message_id(agent.vault_id, revision, digests[revision]) for revision in (sent[2], *again)
+    ]
+    assert len({each.id for each in got}) == 8
+
+
+async def test_a_cursor_is_never_written_beyond_its_vault(app: App) -> None:
+    """A process that has not seen yet that the vault was restored renews its lease."""
+    agent = await make.agent(app)
+    await set_url(app, agent, "https://example.com/hook")
+    before = await holder_of(app, agent)
+    edition = await app.database.pool.fetchval(
+        "UPDATE webhooks SET leased_by = 'this' WHERE agent_id = $1 RETURNING edition",
+        agent.agent_id,
+    )
+    further = agent.agent_id, edition, before[1] + 1, b"", None
+    progress = webhooks_db.Progress(*further, has_succeeded=False)
+    async with app.database.transaction() as conn:
+        await webhooks_db.write_progress(conn, "this", None, [progress])
+
+    assert await holder_of(app, agent) == before
+
+
+async def test_a_cursor_that_the_owner_set_is_of_any_history(app: App) -> None:
+    """Which change is there is not known until the next is delivered."""
+    async with http_server() as server:
+        hook = await subscribed(app, server.url())
+        agent = hook.spender
+        async with delivering(app):
+            sent = [(await make.spend(app, agent, 1)).revision for _ in range(4)]
+            await until(lambda: has_passed(app, agent, sent[-1]))
+        await app.webhooks.redeliver(agent.owner, agent.agent_id, sent[3])
+        set_back = await digest_at_cursor(app, agent)
+        async with delivering(app):
+            await make.until(lambda: len(server.requests) == 5)
+            await until(lambda: is_passed(app, agent, sent[-1]))
+        digests = await digests_of(app, agent)
+
+    assert set_back is None
+    assert await digest_at_cursor(app, agent) == digests[sent[-1]]
+
+
+async def digest_at_cursor(app: App, spender: make.Spender) -> bytes | None:
+    digest: bytes | None = await app.database.pool.fetchval(
+        "SELECT cursor_digest FROM webhooks WHERE agent_id = $1", spender.agent_id
+    )
+    return digest
 
 
 async def test_a_test_message_tells_what_became_of_it(app: App) -> None:

@@ -6,14 +6,15 @@ from typing import Final, NamedTuple
 
 from pilot_grpc.db.connection import Connection
 from pilot_grpc.domain.ids import AgentId, UserId, VaultId
+from pilot_grpc.domain.vaults import Vault
 from pilot_grpc.sealing import Sealed
 
 # What the owner does. All of it happens under the vault's lock, and whoever delivers
 # finds out by the edition.
 
 INSERT_WEBHOOK: Final = """
-INSERT INTO webhooks (agent_id, vault_id, cursor_revision)
-VALUES ($1::text, $2::text, $3::bigint)
+INSERT INTO webhooks (agent_id, vault_id, cursor_revision, cursor_digest)
+VALUES ($1::text, $2::text, $3::bigint, $4::bytea)
 ON CONFLICT (agent_id) DO NOTHING
 """
 
@@ -21,6 +22,7 @@ ON CONFLICT (agent_id) DO NOTHING
 RESTART_WEBHOOK: Final = """
 UPDATE webhooks
    SET cursor_revision = coalesce($2::bigint, cursor_revision),
+       cursor_digest = CASE WHEN $2::bigint IS NULL THEN cursor_digest ELSE $3::bytea END,
        edition = edition + 1,
        attempts = 0,
        failing_since = NULL,
@@ -30,10 +32,11 @@ UPDATE webhooks
  WHERE agent_id = $1::text
 """
 
-# The least of a value and null is the value.
+# The least of a value and null is the value. Which change is at the new place is not known.
 REWIND_WEBHOOK: Final = """
 UPDATE webhooks
    SET cursor_revision = least(cursor_revision, $2::bigint),
+       cursor_digest = CASE WHEN $2::bigint < cursor_revision THEN NULL ELSE cursor_digest END,
        edition = edition + 1,
        next_attempt_at = clock_timestamp()
  WHERE agent_id = $1::text
@@ -88,18 +91,29 @@ SELECT agent_id, version, wrapping_key_id, wrapped_data_key, sealed_secret,
 # nothing of it needs a session.
 
 # Those with something to deliver and an attempt that is due, the ones that waited
-# longest first. Rows that another process is claiming are left to it.
+# longest first. Rows that another process is claiming are left to it. A cursor beyond its
+# vault, or at another change than its last, is of a history that a restore has undone:
+# that has to be told.
 CLAIM_WEBHOOKS: Final = """
 WITH due AS MATERIALIZED (
     SELECT webhooks.agent_id
       FROM webhooks
       JOIN agents ON agents.id = webhooks.agent_id
+      JOIN projects ON projects.id = agents.project_id
       JOIN vaults ON vaults.id = webhooks.vault_id
      WHERE webhooks.leased_until <= clock_timestamp()
        AND webhooks.next_attempt_at <= clock_timestamp()
        AND (webhooks.attempts > 0) = $3::boolean
-       AND webhooks.cursor_revision < least(vaults.revision, webhooks.final_revision)
+       AND (
+           webhooks.cursor_revision < least(vaults.revision, webhooks.final_revision)
+           OR webhooks.cursor_revision > vaults.revision
+           OR (
+               webhooks.cursor_revision = vaults.revision
+               AND webhooks.cursor_digest <> vaults.digest
+           )
+       )
        AND agents.webhook_url IS NOT NULL
+       AND NOT projects.user_id = ANY ($5::text[])
        AND EXISTS (
            SELECT
              FROM webhook_secrets
@@ -121,7 +135,8 @@ RETURNING webhooks.agent_id
 # Read after the claim, in a statement of its own, so that nothing of it is older.
 SELECT_JOBS: Final = """
 SELECT webhooks.agent_id, webhooks.vault_id, projects.user_id, agents.webhook_url AS url,
-       webhooks.cursor_revision, webhooks.final_revision, webhooks.edition, webhooks.attempts
+       webhooks.cursor_revision, webhooks.cursor_digest, webhooks.final_revision,
+       webhooks.edition, webhooks.attempts
   FROM webhooks
   JOIN agents ON agents.id = webhooks.agent_id
   JOIN projects ON projects.id = agents.project_id
@@ -129,34 +144,73 @@ SELECT webhooks.agent_id, webhooks.vault_id, projects.user_id, agents.webhook_ur
    AND agents.webhook_url IS NOT NULL
 """
 
-# A cursor only goes forward, but where the owner set it back, which is another edition.
+LOCK_WEBHOOK: Final = """
+SELECT agent_id
+  FROM webhooks
+ WHERE agent_id = $1::text
+   FOR NO KEY UPDATE
+"""
+
+# One row that somebody has locked must not hold up the leases of all others: it is left
+# out, and still listed. A cursor only goes forward, but where the owner set it back, which
+# is another edition; and never beyond its vault, which a restore can have set back.
 # Without an interval the leases end.
 WRITE_PROGRESS: Final = """
-UPDATE webhooks
-   SET leased_by = CASE WHEN $2::interval IS NOT NULL THEN leased_by END,
-       leased_until = clock_timestamp() + coalesce($2::interval, interval '0'),
-       cursor_revision = CASE
-           WHEN webhooks.edition = held.edition
-           THEN greatest(webhooks.cursor_revision, held.cursor_revision)
-           ELSE webhooks.cursor_revision
-       END,
-       delivered_revision = coalesce(held.delivered_revision, webhooks.delivered_revision),
-       last_success_at = CASE
-           WHEN held.has_succeeded THEN clock_timestamp() ELSE webhooks.last_success_at
-       END,
-       attempts = CASE
-           WHEN held.has_succeeded AND webhooks.edition = held.edition
-           THEN 0 ELSE webhooks.attempts
-       END,
-       failing_since = CASE
-           WHEN held.has_succeeded AND webhooks.edition = held.edition
-           THEN NULL ELSE webhooks.failing_since
-       END
-  FROM unnest($3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::boolean[])
-       AS held (agent_id, edition, cursor_revision, delivered_revision, has_succeeded)
- WHERE webhooks.agent_id = held.agent_id
-   AND webhooks.leased_by = $1::text
-RETURNING webhooks.agent_id, webhooks.edition
+WITH held AS (
+    SELECT agent_id, edition, cursor_revision, cursor_digest, delivered_revision,
+           has_succeeded
+      FROM unnest(
+               $3::text[], $4::bigint[], $5::bigint[], $6::bytea[], $7::bigint[],
+               $8::boolean[]
+           ) AS held (
+               agent_id, edition, cursor_revision, cursor_digest, delivered_revision,
+               has_succeeded
+           )
+),
+free AS MATERIALIZED (
+    SELECT webhooks.agent_id, held.cursor_revision, held.cursor_digest,
+           held.delivered_revision, held.has_succeeded,
+           held.edition = webhooks.edition AS is_current,
+           held.edition = webhooks.edition
+           AND held.cursor_revision BETWEEN webhooks.cursor_revision AND vaults.revision
+           AS is_further
+      FROM held
+      JOIN webhooks ON webhooks.agent_id = held.agent_id
+      JOIN vaults ON vaults.id = webhooks.vault_id
+     WHERE webhooks.leased_by = $1::text
+       FOR NO KEY UPDATE OF webhooks SKIP LOCKED
+),
+written AS (
+    UPDATE webhooks
+       SET leased_by = CASE WHEN $2::interval IS NOT NULL THEN leased_by END,
+           leased_until = clock_timestamp() + coalesce($2::interval, interval '0'),
+           cursor_revision = CASE
+               WHEN free.is_further THEN free.cursor_revision ELSE webhooks.cursor_revision
+           END,
+           cursor_digest = CASE
+               WHEN free.is_further THEN free.cursor_digest ELSE webhooks.cursor_digest
+           END,
+           delivered_revision = coalesce(
+               free.delivered_revision, webhooks.delivered_revision
+           ),
+           last_success_at = CASE
+               WHEN free.has_succeeded THEN clock_timestamp() ELSE webhooks.last_success_at
+           END,
+           attempts = CASE
+               WHEN free.has_succeeded AND free.is_current THEN 0 ELSE webhooks.attempts
+           END,
+           failing_since = CASE
+               WHEN NOT (free.has_succeeded AND free.is_current) THEN webhooks.failing_since
+           END
+      FROM free
+     WHERE webhooks.agent_id = free.agent_id
+    RETURNING webhooks.agent_id, webhooks.edition
+)
+SELECT webhooks.agent_id, written.edition
+  FROM held
+  JOIN webhooks ON webhooks.agent_id = held.agent_id
+  LEFT JOIN written ON written.agent_id = held.agent_id
+ WHERE webhooks.leased_by = $1::text
 """
 
 # The lease ends with it: whoever is free when the next attempt is due makes it.
@@ -165,24 +219,32 @@ UPDATE webhooks
    SET leased_by = NULL,
        leased_until = clock_timestamp(),
        cursor_revision = greatest(cursor_revision, $4::bigint),
-       delivered_revision = coalesce($5::bigint, delivered_revision),
-       last_success_at = CASE WHEN $6::boolean THEN clock_timestamp() ELSE last_success_at END,
-       attempts = $7::integer,
+       cursor_digest = CASE
+           WHEN $4::bigint >= cursor_revision THEN $5::bytea ELSE cursor_digest
+       END,
+       delivered_revision = coalesce($6::bigint, delivered_revision),
+       last_success_at = CASE WHEN $7::boolean THEN clock_timestamp() ELSE last_success_at END,
+       attempts = $8::integer,
        failing_since = CASE
-           WHEN $7::integer = 1 THEN clock_timestamp()
+           WHEN $8::integer = 1 THEN clock_timestamp()
            ELSE coalesce(failing_since, clock_timestamp())
        END,
-       last_error = $8::text,
+       last_error = $9::text,
        last_error_at = clock_timestamp(),
-       next_attempt_at = clock_timestamp() + $9::interval
+       next_attempt_at = clock_timestamp() + $10::interval
  WHERE agent_id = $1::text
    AND leased_by = $2::text
    AND edition = $3::bigint
 """
 
+# What was delivered beyond the new place is no change of the vault any more.
 WRITE_LOSS: Final = """
 UPDATE webhooks
    SET cursor_revision = $4::bigint,
+       cursor_digest = NULL,
+       delivered_revision = CASE
+           WHEN delivered_revision <= $4::bigint THEN delivered_revision
+       END,
        last_error = $5::text,
        last_error_at = clock_timestamp()
  WHERE agent_id = $1::text
@@ -206,6 +268,7 @@ class Job(NamedTuple):
     user_id: UserId
     url: str
     cursor_revision: int
+    cursor_digest: bytes | None
     final_revision: int | None
     edition: int
     attempts: int
@@ -217,6 +280,7 @@ class Progress(NamedTuple):
     agent_id: AgentId
     edition: int
     cursor_revision: int
+    cursor_digest: bytes | None
     delivered_revision: int | None
     has_succeeded: bool
 
@@ -228,16 +292,15 @@ class StoredSecret(NamedTuple):
     seconds_left: float | None
 
 
-async def insert_webhook(
-    conn: Connection, agent_id: AgentId, vault_id: VaultId, cursor: int
-) -> None:
-    """Keep how far an agent's deliveries are, unless that is known; lock the vault first."""
-    await conn.execute(INSERT_WEBHOOK, agent_id, vault_id, cursor)
+async def insert_webhook(conn: Connection, agent_id: AgentId, vault: Vault) -> None:
+    """Let an agent's deliveries begin where its vault is, unless they did; lock that first."""
+    await conn.execute(INSERT_WEBHOOK, agent_id, vault.id, vault.revision, vault.digest)
 
 
-async def restart_webhook(conn: Connection, agent_id: AgentId, cursor: int | None) -> None:
-    """Forget the failures of the URL before; with a cursor, begin there."""
-    await conn.execute(RESTART_WEBHOOK, agent_id, cursor)
+async def restart_webhook(conn: Connection, agent_id: AgentId, vault: Vault | None) -> None:
+    """Forget the failures of the URL before; with a vault that is locked, begin where it is."""
+    revision, digest = (vault.revision, vault.digest) if vault else (None, None)
+    await conn.execute(RESTART_WEBHOOK, agent_id, revision, digest)
 
 
 async def rewind_webhook(conn: Connection, agent_id: AgentId, cursor: int | None) -> None:
@@ -285,10 +348,19 @@ async def select_secrets(
 
 
 async def claim_webhooks(
-    conn: Connection, holder: str, lease: timedelta, limit: int, *, failing: bool
+    conn: Connection,
+    holder: str,
+    lease: timedelta,
+    limit: int,
+    served: Collection[UserId],
+    *,
+    failing: bool,
 ) -> list[AgentId]:
-    """Lease agents that have something to deliver, of those that fail or of the others."""
-    rows = await conn.fetch(CLAIM_WEBHOOKS, holder, lease, failing, limit)
+    """Lease agents that have something to deliver, of those that fail or of the others.
+
+    Those of users who are `served` already are left where they are.
+    """
+    rows = await conn.fetch(CLAIM_WEBHOOKS, holder, lease, failing, limit, list(served))
     return [row["agent_id"] for row in rows]
 
 
@@ -297,14 +369,20 @@ async def select_jobs(conn: Connection, ids: Collection[AgentId]) -> list[Job]:
     return [Job._make(row) for row in await conn.fetch(SELECT_JOBS, list(ids))]
 
 
+async def lock_webhook(conn: Connection, agent_id: AgentId) -> None:
+    """Wait until nobody else has an agent locked."""
+    await conn.execute(LOCK_WEBHOOK, agent_id)
+
+
 async def write_progress(
     conn: Connection, holder: str, lease: timedelta | None, held: Collection[Progress]
-) -> dict[AgentId, int]:
+) -> dict[AgentId, int | None]:
     """Write how far agents are, and renew their leases, or end them.
 
-    Returns the editions of those that are still held.
+    Returns the editions of those that are still held; None for one that somebody has
+    locked, of which nothing was written.
     """
-    columns = map(list, zip(*sorted(held), strict=True))
+    columns = map(list, zip(*held, strict=True))
     rows = await conn.fetch(WRITE_PROGRESS, holder, lease, *columns)
     return {row["agent_id"]: row["edition"] for row in rows}
 
@@ -324,6 +402,7 @@ async def write_failure(
         holder,
         progress.edition,
         progress.cursor_revision,
+        progress.cursor_digest,
         progress.delivered_revision,
         progress.has_succeeded,
         attempts,

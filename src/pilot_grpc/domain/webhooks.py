@@ -19,6 +19,9 @@ BACKOFF_SECONDS: Final = 1.0
 BACKOFF_SECONDS_MAX: Final = 3_600.0
 _DOUBLINGS_MAX: Final = 12
 
+# Of a change's check value, in its name.
+_DIGITS: Final = 8
+
 # How long the last changes of a deleted agent are tried.
 DELETED_KEPT: Final = timedelta(days=1)
 
@@ -75,9 +78,12 @@ def state_of(*, has_secret: bool, attempts: int) -> WebhookState:
     return WebhookState.FAILING if attempts else WebhookState.DELIVERING
 
 
-def message_id(vault_id: VaultId, revision: int) -> str:
-    """Name a change for its receiver: the same at each attempt and each delivery."""
-    return f"chg_{vault_id}_{revision}"
+def message_id(vault_id: VaultId, revision: int, digest: bytes) -> str:
+    """Name a change for its receiver: the same at each attempt and each delivery.
+
+    After a restore another change can have the same number; it has another check value.
+    """
+    return f"chg_{vault_id}_{revision}_{digest.hex()[:_DIGITS]}"
 
 
 def backoff(attempts: int, chance: float, retry_after: float | None) -> float:

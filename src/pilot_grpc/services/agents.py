@@ -99,7 +99,7 @@ class Agents:
                     conn, agent_id, project_id, name, provider, model, webhook_url
                 )
                 if webhook_url is not None:
-                    await webhooks_db.insert_webhook(conn, agent_id, vault.id, vault.revision)
+                    await webhooks_db.insert_webhook(conn, agent_id, vault)
                 return await own_agent(conn, agent_id, once.user_id)
 
             agent, _ = await once.make(conn, make, _read_agent)
@@ -151,9 +151,9 @@ class Agents:
             name = values.pop("name", None) or agent.name
             await agents_db.update_agent(conn, agent_id, name, **values)
             if values["webhook_url"] != agent.webhook_url:
-                await webhooks_db.insert_webhook(conn, agent_id, vault.id, vault.revision)
-                begins = vault.revision if agent.webhook_url is None else None
-                await webhooks_db.restart_webhook(conn, agent_id, begins)
+                await webhooks_db.insert_webhook(conn, agent_id, vault)
+                begins_at = vault if agent.webhook_url is None else None
+                await webhooks_db.restart_webhook(conn, agent_id, begins_at)
             return await own_agent(conn, agent_id, caller.user_id)
 
     async def pause(self, caller: Caller, agent_id: AgentId) -> Agent:

@@ -8,40 +8,49 @@ sent again, and nothing is left out.
 
 After a failure the lease is given back and the time of the next attempt written down, so
 that an endpoint that is dead occupies nobody while it waits. One that is slow gives its
-turn to others as well.
+turn to others as well, and of one user's no more than a few are called at a time.
+
+A restore can take back changes that were delivered. The cursor has the check value of its
+change, so that this is found out, told to the owner, and gone on from.
 """
 
 import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, Protocol
+from weakref import WeakValueDictionary
 
 from pilot_grpc import errors
 from pilot_grpc.db import webhooks as webhooks_db
 from pilot_grpc.db.connection import Database
 from pilot_grpc.db.webhooks import Job, Progress
 from pilot_grpc.domain.ids import AgentId, UserId, VaultId
-from pilot_grpc.domain.stream import Update
+from pilot_grpc.domain.stream import Head, Update
 from pilot_grpc.domain.webhooks import DELETED_KEPT, Attempt, backoff, message_id
 from pilot_grpc.sealing import Sealer
 from pilot_grpc.services.webhooks import Sender, Signer
 
 log = logging.getLogger(__name__)
 
-# What one process holds at a time; of agents whose last attempt failed, fewer.
+# What one process holds at a time; of agents whose last attempt failed, fewer, and of one
+# user's so many that another claim would be too much.
 HELD_MAX: Final = 1_000
-HELD_FAILING_MAX: Final = 32
+HELD_FAILING_MAX: Final = 128
+HELD_FAILING_SHARE: Final = 8
 CLAIMED_AT_ONCE_MAX: Final = 200
 
-# Requests on their way. One that is not answered promptly makes room for others as long as
-# there are not too many of its kind.
+# Requests on their way: to agents that answer promptly, to those that are known not to,
+# and of one user in all. Together with HELD_FAILING_MAX and the test messages they are
+# fewer than the connections of `outbound`.
 SENDING_MAX: Final = 64
 SLOW_MAX: Final = 80
+SENDING_SHARE_MAX: Final = 16
 PROMPT_SECONDS: Final = 2.0
 
 CLOSE_SECONDS_MAX: Final = 5.0
@@ -70,7 +79,7 @@ class Subscription(Protocol):
 
     async def next_updates(self, seconds: float) -> list[Update]: ...
 
-    def position(self, vault_id: VaultId) -> int: ...
+    def place(self, vault_id: VaultId) -> Head: ...
 
     def close(self) -> None: ...
 
@@ -79,7 +88,12 @@ class Streams(Protocol):
     """Where changes come from."""
 
     async def follow_agent(
-        self, user_id: UserId, vault_id: VaultId, agent_id: AgentId, after: int
+        self,
+        user_id: UserId,
+        vault_id: VaultId,
+        agent_id: AgentId,
+        after: int,
+        digest: bytes | None = None,
     ) -> Subscription: ...
 
 
@@ -92,11 +106,15 @@ class _Held:
     begun: float
     lease_ends: float
     cursor: int
+    # The check value of the change at the cursor, if it is known.
+    digest: bytes | None
     attempts: int
     delivered: int | None = None
     has_succeeded: bool = False
     # A request is on its way, or what became of it is being written.
     is_busy: bool = False
+    # The last answer took its time.
+    is_slow: bool = False
     # The owner has changed something: finish what is on its way, and begin anew.
     is_stale: bool = False
     # The lease was lost or given back: there is nothing to write any more.
@@ -106,8 +124,23 @@ class _Held:
     def progress(self) -> Progress:
         """Return what is to be written down."""
         return Progress(
-            self.job.agent_id, self.job.edition, self.cursor, self.delivered, self.has_succeeded
+            self.job.agent_id,
+            self.job.edition,
+            self.cursor,
+            self.digest,
+            self.delivered,
+            self.has_succeeded,
         )
+
+    def pass_by(self, place: Head) -> None:
+        """Put the cursor at a change, unless it is further already."""
+        if place.revision >= self.cursor:
+            self.cursor, self.digest = place
+
+    def forget(self) -> None:
+        """Write down nothing more of a history that was undone: the database knows better."""
+        self.cursor, self.digest = 0, None
+        self.delivered, self.has_succeeded = None, False
 
     def stop(self) -> None:
         """End the task, after the request that is on its way."""
@@ -150,6 +183,7 @@ class Deliveries:
         self._held: dict[AgentId, _Held] = {}
         self._sending = asyncio.Semaphore(SENDING_MAX)
         self._slow = asyncio.Semaphore(SLOW_MAX)
+        self._shares: WeakValueDictionary[UserId, asyncio.Semaphore] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
         self._duties: tuple[asyncio.Task[None], ...] = ()
 
@@ -194,31 +228,40 @@ class Deliveries:
 
     async def _claim(self) -> None:
         """Lease agents that have something to deliver, and begin with them."""
-        failing = sum(held.attempts > 0 for held in self._held.values())
-        healthy = len(self._held) - failing
+        healthy = sum(held.attempts == 0 for held in self._held.values())
         if healthy >= HELD_MAX:
             self._make_room()
-        limits = {
-            True: HELD_FAILING_MAX - failing,
-            False: min(CLAIMED_AT_ONCE_MAX, HELD_MAX - healthy),
-        }
+        limit = min(CLAIMED_AT_ONCE_MAX, HELD_MAX - healthy)
+        await self._claim_some(limit, failing=False)
+        # In small steps: one user may have more that fail than all others together.
+        for _ in range(HELD_FAILING_MAX // HELD_FAILING_SHARE):
+            failing = Counter(held.job.user_id for held in self._held.values() if held.attempts)
+            limit = min(HELD_FAILING_SHARE, HELD_FAILING_MAX - failing.total())
+            served = [user_id for user_id, n in failing.items() if n >= HELD_FAILING_SHARE]
+            if await self._claim_some(limit, served, failing=True) < HELD_FAILING_SHARE:
+                return
+
+    async def _claim_some(
+        self, limit: int, served: Collection[UserId] = (), *, failing: bool
+    ) -> int:
+        """Lease up to so many agents, and begin with them; say how many that are."""
+        if limit <= 0:
+            return 0
         lease = timedelta(seconds=self._pace.lease)
         begun = self._monotonic()
         lease_ends = begun + self._pace.lease
-        claimed: list[AgentId] = []
         async with self._database.transaction() as conn:
-            for fails, limit in limits.items():
-                if limit > 0:
-                    claimed += await webhooks_db.claim_webhooks(
-                        conn, self._holder, lease, limit, failing=fails
-                    )
+            claimed = await webhooks_db.claim_webhooks(
+                conn, self._holder, lease, limit, served, failing=failing
+            )
             if not claimed:
-                return
+                return 0
             jobs = await webhooks_db.select_jobs(conn, claimed)
             secrets = await webhooks_db.select_secrets(conn, claimed)
         for job in jobs:
             signer = Signer(self._sealer, job.agent_id, secrets.get(job.agent_id, ()))
-            held = _Held(job, signer, begun, lease_ends, job.cursor_revision, job.attempts)
+            at = job.cursor_revision, job.cursor_digest
+            held = _Held(job, signer, begun, lease_ends, *at, job.attempts)
             before = self._held.get(job.agent_id)
             if before is not None:
                 # Its lease ran out unnoticed, and this is its next one. It ends first.
@@ -228,6 +271,7 @@ class Deliveries:
             held.task = asyncio.create_task(self._run(held))
             self._tasks.add(held.task)
             held.task.add_done_callback(self._tasks.discard)
+        return len(claimed)
 
     def _make_room(self) -> None:
         """Give back those that were held longest; whoever waits longest is claimed next."""
@@ -255,12 +299,12 @@ class Deliveries:
 
     def _lease_left(self) -> float:
         """Say for how many seconds all leases last."""
-        ends = [held.lease_ends for held in self._held.values()]
+        ends = [held.lease_ends for held in self._held.values() if not held.is_over]
         return max(0.0, min(ends) - self._monotonic()) if ends else self._pace.lease
 
     async def _renew(self) -> None:
         """Renew all leases, and write how far the cursors are."""
-        holding = tuple(self._held.values())
+        holding = tuple(held for held in self._held.values() if not held.is_over)
         if not holding:
             return
         lease = timedelta(seconds=self._pace.lease)
@@ -275,10 +319,13 @@ class Deliveries:
             if agent_id not in editions:
                 held.lose()
                 continue
+            edition = editions[agent_id]
+            if edition is None:
+                continue
             held.lease_ends = lease_ends
             if progress.delivered_revision == held.delivered:
                 held.has_succeeded = False
-            if editions[agent_id] != held.job.edition:
+            if edition != held.job.edition:
                 held.stop()
 
     # --- deliveries -------------------------------------------------------------------
@@ -287,6 +334,9 @@ class Deliveries:
         """Deliver for one agent until something ends that, and give its lease back."""
         try:
             await self._deliver(held)
+        except errors.HistoryUndone as undone:
+            held.forget()
+            log.warning("agent %s: deliveries begin anew: %s", held.job.agent_id, undone.message)
         except errors.PilotError as error:
             log.warning("agent %s: deliveries stop: %s", held.job.agent_id, error.message)
         except Exception:
@@ -301,6 +351,7 @@ class Deliveries:
 
     async def _give_back(self, held: _Held) -> None:
         async with self._database.transaction() as conn:
+            await webhooks_db.lock_webhook(conn, held.job.agent_id)
             await webhooks_db.write_progress(conn, self._holder, None, [held.progress()])
 
     async def _deliver(self, held: _Held) -> None:
@@ -314,7 +365,7 @@ class Deliveries:
                 for update in updates:
                     if not await self._deliver_next(held, update):
                         return
-                held.cursor = max(held.cursor, subscription.position(job.vault_id))
+                held.pass_by(subscription.place(job.vault_id))
                 if job.final_revision is not None and held.cursor >= job.final_revision:
                     return
                 if updates:
@@ -329,26 +380,30 @@ class Deliveries:
         job = held.job
         scope = job.user_id, job.vault_id, job.agent_id
         try:
-            return await self._streams.follow_agent(*scope, after=held.cursor)
+            return await self._streams.follow_agent(*scope, held.cursor, held.digest)
         except errors.ChangesTrimmed as gone:
             cursor = int(gone.metadata["oldest_revision"]) - 1
             loss = f"changes {held.cursor + 1} to {cursor} were trimmed before they were delivered"
         except errors.HistoryUndone as undone:
             cursor = int(undone.metadata["newest_revision"])
-            loss = f"the vault was restored to change {cursor}, before what was delivered"
+            loss = (
+                f"the vault was restored to before change {held.cursor}; changes since then may"
+                " be missing here: re-deliver from the revision you need"
+            )
+        held.forget()
         log.warning("agent %s: %s", job.agent_id, loss)
         async with self._database.transaction() as conn:
             await webhooks_db.write_loss(conn, self._holder, job, cursor, loss)
         held.cursor = cursor
-        return await self._streams.follow_agent(*scope, after=cursor)
+        return await self._streams.follow_agent(*scope, cursor)
 
     async def _deliver_next(self, held: _Held, update: Update) -> bool:
         """Deliver a change, and say whether the next one may follow."""
         final = held.job.final_revision
         if final is not None and update.revision > final:
-            held.cursor = max(held.cursor, final)
+            if held.cursor < final:
+                held.cursor, held.digest = final, None
             return False
-        held.is_busy = True
         try:
             attempt = await self._send(held, update)
             if attempt is None:
@@ -358,7 +413,8 @@ class Deliveries:
                 return False
         finally:
             held.is_busy = False
-        held.cursor = held.delivered = update.revision
+        held.pass_by(Head(update.revision, update.digest))
+        held.delivered = update.revision
         held.attempts = 0
         held.has_succeeded = True
         return not held.is_stale
@@ -366,20 +422,33 @@ class Deliveries:
     async def _send(self, held: _Held, update: Update) -> Attempt | None:
         """Send a change when it is its turn; None when by then nothing may be sent any more.
 
-        Those that failed before take no turns: no more than a few are held at all.
+        Those that failed before take turns with others of their user only: no more than a
+        few are held at all.
         """
-        if held.attempts:
-            return await self._send_now(held, update)
+        new_share = asyncio.Semaphore(SENDING_SHARE_MAX)
+        async with self._shares.setdefault(held.job.user_id, new_share):
+            if held.attempts:
+                return await self._send_now(held, update)
+            if held.is_slow:
+                async with self._slow:
+                    return await self._send_now(held, update)
+            return await self._send_promptly(held, update)
+
+    async def _send_promptly(self, held: _Held, update: Update) -> Attempt | None:
+        """Send a change, and make room for others if it is not answered promptly.
+
+        Where there are too many such already, room is made from the next change on.
+        """
         async with self._sending:
             sending = asyncio.create_task(self._send_now(held, update))
             try:
                 await asyncio.wait([sending], timeout=PROMPT_SECONDS)
-                if sending.done():
-                    return sending.result()
-                await self._slow.acquire()
             except BaseException:
                 sending.cancel()
                 raise
+            if sending.done() or self._slow.locked():
+                return await sending
+            await self._slow.acquire()
         try:
             return await sending
         finally:
@@ -388,12 +457,15 @@ class Deliveries:
     async def _send_now(self, held: _Held, update: Update) -> Attempt | None:
         if held.is_stale or self._monotonic() >= held.lease_ends:
             return None
-        return await self._sender.send(
+        held.is_busy = True
+        attempt = await self._sender.send(
             held.job.url,
-            message_id(update.vault_id, update.revision),
+            message_id(update.vault_id, update.revision, update.digest),
             self._encode(update),
             held.signer,
         )
+        held.is_slow = attempt.took.total_seconds() >= PROMPT_SECONDS
+        return attempt
 
     async def _write_failure(self, held: _Held, error: str, retry_after: float | None) -> None:
         """Write why an attempt failed and when the next one is due; the lease ends with it."""

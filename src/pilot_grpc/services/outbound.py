@@ -27,7 +27,7 @@ from urllib.parse import urljoin
 import httpcore2
 
 SECONDS_MAX: Final = 15.0
-CONNECTIONS_MAX: Final = 200
+CONNECTIONS_MAX: Final = 300
 # Within SECONDS_MAX: for each address of a name, of which so many are tried.
 CONNECT_SECONDS_MAX: Final = 5.0
 ADDRESSES_TRIED_MAX: Final = 3
@@ -40,7 +40,7 @@ KEPT_CONNECTIONS_MAX: Final = 50
 KEPT_SECONDS_MAX: Final = 10.0
 URL_CHARACTERS_MAX: Final = 2048
 RETRY_AFTER_SECONDS_MAX: Final = 86_400.0
-LOOK_UPS_MAX: Final = 32
+LOOK_UPS_MAX: Final = 128
 USER_AGENT: Final = "Pilot-Webhooks"
 
 Kind = Literal[

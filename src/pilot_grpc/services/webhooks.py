@@ -152,7 +152,7 @@ class Webhooks:
         sealed = self._sealer.seal(secret.encode(), PURPOSE, agent_id)
         async with self._database.transaction() as conn:
             _, vault = await lock_agent_and_vault(conn, agent_id, caller.user_id)
-            await webhooks_db.insert_webhook(conn, agent_id, vault.id, vault.revision)
+            await webhooks_db.insert_webhook(conn, agent_id, vault)
             await webhooks_db.insert_secret(
                 conn, agent_id, self._new_id(), sealed, overlap, SECRETS_MAX
             )
@@ -205,7 +205,7 @@ class Webhooks:
             spans = await stream_db.select_spans(conn, caller.user_id, vault.id)
             if revision <= spans[vault.id].trimmed.revision:
                 raise trimmed(spans[vault.id])
-            await webhooks_db.insert_webhook(conn, agent_id, vault.id, vault.revision)
+            await webhooks_db.insert_webhook(conn, agent_id, vault)
             await webhooks_db.rewind_webhook(conn, agent_id, revision - 1)
             return _set(await own_agent(conn, agent_id, caller.user_id))
 

@@ -229,9 +229,9 @@ class AgentServiceServicer:
 
     def RedeliverWebhook(self, request, context):
         """RedeliverWebhook delivers all the agent's changes from a revision on once more, with
-        the same ids. What was not delivered yet is not skipped, and the next attempt is
-        made at once. It takes a few seconds to reach the process that delivers.
-        Needs WRITE.
+        the same ids; one that came after a restore in the place of another has its own. What
+        was not delivered yet is not skipped, and the next attempt is made at once. It takes a
+        few seconds to reach the process that delivers. Needs WRITE.
         Errors: FAILED_PRECONDITION (WEBHOOK_NOT_SET), OUT_OF_RANGE (CHANGES_TRIMMED),
         INVALID_ARGUMENT (INVALID_REQUEST) beyond the vault's revision.
         """
