@@ -39,8 +39,9 @@ setup: $(VENV)/dev.stamp ## Create .venv with everything that developing in Pyth
 run: $(VENV)/runtime.stamp ## Serve on 127.0.0.1:50051, with an embedded database unless DATABASE_URL is set
 	@$(BIN)/pilot serve
 
+# Tests mostly wait: for the database, for servers, for each other. Three at a time fill two cores.
 test: setup ## Run the tests that need only Python
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses 3 --dist worksteal
 
 test-all: lint verify ## Lint, verify, and run the tests that need more: PgBouncer, PostgreSQL 15, grpcurl, Go, Node
 	@scripts/install-full

@@ -196,8 +196,8 @@ async def running(
         if duties:
             with suppress(errors.DatabaseUnavailable, errors.Overloaded):
                 await app.credentials.write_uses()
-        for field in fields(databases):
-            await getattr(databases, field.name).close()
+        pools = [getattr(databases, field.name) for field in fields(databases)]
+        await asyncio.gather(*(pool.close() for pool in pools))
 
 
 def build_server(settings: Settings, app: App) -> Server:

@@ -47,6 +47,8 @@ def postgres_15(directory: Path) -> Iterator[str]:
     _run(POSTGRES_15 / "initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8",
          "--locale=C.UTF-8", "--no-sync", f"--pgdata={data}")  # fmt: skip
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
+    # As many test processes as there are share it.
+    options += " -c max_connections=400"
     _run(POSTGRES_15 / "pg_ctl", "start", "--wait", f"--pgdata={data}",
          f"--log={directory / 'log'}", f"--options={options}")  # fmt: skip
     try:

@@ -19,12 +19,14 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 
 # What reaches the database in this process. The other tests start servers of their own.
 THROUGH_A_POOLER = ("tests/db", "tests/services", "tests/rpc")
+# As `make test` does.
+IN_PARALLEL = ("--numprocesses", "3", "--dist", "worksteal")
 
 
-def run_the_suite(server: Server, *paths: str) -> None:
-    """Run every test but the full ones against a server, or those of some paths."""
+def run_the_suite(server: Server, *arguments: str) -> None:
+    """Run every test but the full ones against a server, or what the arguments say."""
     subprocess.run(
-        [sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider", *paths],
+        [sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider", *arguments],
         env={
             **os.environ,
             "PILOT_TEST_DATABASE_URL": server.url,
@@ -57,7 +59,7 @@ async def test_pending_migrations_are_seen_through_the_pooler(pgbouncer: Server)
 
 
 def test_the_suite_passes_on_postgresql_15(postgres_15: Server) -> None:
-    run_the_suite(postgres_15)
+    run_the_suite(postgres_15, *IN_PARALLEL)
 
 
 def test_the_suite_passes_through_pgbouncer(pgbouncer: Server) -> None:

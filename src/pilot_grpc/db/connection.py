@@ -7,6 +7,7 @@ on PostgreSQL and through a transaction-mode pooler.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -161,7 +162,8 @@ class Database:
     async def close(self) -> None:
         """Close all connections once they are given back; those that do not answer, anyway."""
         try:
-            await self.pool.close()
+            async with asyncio.timeout(CONNECT_SECONDS_MAX):
+                await self.pool.close()
         except _LOST:
             self.pool.terminate()
 
