@@ -89,12 +89,19 @@ class History:
         await owner
 
     async def check(self, pool: "asyncpg.Pool[Any]", vault_id: str) -> model.Model:
-        """Replay what is in the ledger; raises Disagreement."""
-        records = await pool.fetch(model.ROWS, vault_id)
+        """Replay what is in the ledger; raises Disagreement.
+
+        All of one moment, because servers that sweep may settle a hold at any other.
+        """
+        async with (
+            pool.acquire() as conn,
+            conn.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            records = await conn.fetch(model.ROWS, vault_id)
+            vault = await conn.fetchrow(
+                "SELECT balance, held, revision FROM vaults WHERE id = $1", vault_id
+            )
         replayed = model.check(list(model.rows_of(records)), self.requests, self.settings)
-        vault = await pool.fetchrow(
-            "SELECT balance, held, revision FROM vaults WHERE id = $1", vault_id
-        )
         assert vault is not None
         assert tuple(vault) == (replayed.balance, replayed.held, replayed.revision)
         return replayed
