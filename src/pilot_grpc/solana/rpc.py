@@ -10,6 +10,7 @@ answer; whatever a node answers, nothing else comes out.
 
 import asyncio
 import base64
+from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
@@ -82,6 +83,9 @@ FAULT_CHARACTERS_MAX: Final = 500
 
 # What several endpoints can have in common; together anything else means that nobody answered.
 _SUMMED: Final = (RpcLimited, RpcGarbage, RpcBehind, ClusterMismatch)
+
+# From the least sure to the most.
+_LEVELS: Final = tuple(Commitment)
 
 # With these a node says that it has not passed a transaction on. After anything else it may have.
 _NOT_PASSED_ON: Final = frozenset(
@@ -159,10 +163,8 @@ class Reads:
         *,
         min_context_slot: int | None = None,
     ) -> Seen[Blockhash]:
-        """Return a blockhash to sign with. Preflight the transaction at the same commitment."""
-        config = _config(commitment, minContextSlot=min_context_slot)
-        read = _seen(answers.read_blockhash, min_context_slot)
-        return await self._ask(Question("getLatestBlockhash", [config], read))
+        """Return a blockhash. Preflight what is signed with it at the same commitment."""
+        return await self._ask(_blockhash_question(commitment, min_context_slot))
 
     async def recent_prioritization_fees(
         self, addresses: Sequence[str] = ()
@@ -254,14 +256,9 @@ class Reads:
         search_history nodes look at the last 150 blocks or so.
         """
         _must_be_few(signatures, SIGNATURES_MAX)
-        count = len(signatures)
-        question = Question(
-            "getSignatureStatuses",
-            [list(signatures), {"searchTransactionHistory": search_history}],
-            _seen(lambda value: answers.read_statuses(value, count), min_context_slot),
-            SMALL_BYTES_MAX + count * STATUS_BYTES_MAX,
+        return await self._ask(
+            _statuses_question(signatures, search_history, min_context_slot=min_context_slot)
         )
-        return await self._ask(question)
 
     async def signatures_for_address(
         self,
@@ -529,6 +526,63 @@ class Rpc(Reads):
             raise RpcUnavailable(f"{text}; {_texts(faults)}")
         return replies[0][1]
 
+    async def newest_blockhash(
+        self, commitment: Commitment = Commitment.FINALIZED
+    ) -> Seen[Blockhash]:
+        """Return the newest blockhash that an endpoint has, to sign with, as far as they answer.
+
+        It counts as good for as long as the one says that gives it the longest time: what is
+        given up too early, because of one node that names too low a height, is signed anew
+        and lands twice. An endpoint that names too high a height only makes it wait.
+        """
+        replies = await self._ask_each(_blockhash_question(commitment))
+        found = [each for each in replies if not isinstance(each, RpcError)]
+        if not found:
+            return await self.latest_blockhash(commitment)  # That tries more than once.
+        newest = max(found, key=lambda each: each.slot)
+        last = max(each.value.last_valid_block_height for each in found)
+        return Seen(newest.slot, replace(newest.value, last_valid_block_height=last))
+
+    async def statuses(
+        self, signatures: Sequence[str], *, search_history: bool
+    ) -> list[Status | None]:
+        """Return how any number of transactions fare, in their order, as endpoints see it.
+
+        A status is FINALIZED when QUORUM endpoints say so (one, if one is configured), with the
+        same slot and the same error. Else it is the most that any endpoint says, at most
+        CONFIRMED, which may yet change. None when nobody knows it: see `fate`.
+
+        Each endpoint is asked once for SIGNATURES_MAX signatures; one that fails takes no part.
+        Raises RpcErrors when all fail.
+        """
+        found: list[Status | None] = []
+        for start in range(0, len(signatures), SIGNATURES_MAX):
+            found += await self._statuses(
+                signatures[start : start + SIGNATURES_MAX], search_history
+            )
+        return found
+
+    async def _statuses(
+        self, signatures: Sequence[str], search_history: bool
+    ) -> list[Status | None]:
+        question = _statuses_question(signatures, search_history)
+        replies = await self._ask_each(question)
+        seen = [each.value for each in replies if not isinstance(each, RpcError)]
+        if not seen:
+            raise _summary(
+                question.method, [each for each in replies if isinstance(each, RpcError)]
+            )
+        quorum = min(QUORUM, len(self._endpoints))
+        return [
+            _at_least([status for status in of_one if status is not None], quorum)
+            for of_one in zip(*seen, strict=True)
+        ]
+
+    async def _ask_each(self, question: Question[T]) -> list[T | RpcError]:
+        """Ask all endpoints at the same time, each once; return the faults, too."""
+        asking: list[Awaitable[T]] = [each.ask(question) for each in self._endpoints]
+        return list(await asyncio.gather(*map(_outcome, asking)))
+
     async def fate(
         self,
         signature: str,
@@ -568,6 +622,24 @@ def _verdict(fate: Fate) -> Hashable | None:
     if fate.status is None or not fate.status.finalized:
         return None
     return "landed" if fate.status.err is None else "failed"
+
+
+def _at_least(sightings: Sequence[Status], quorum: int) -> Status | None:
+    """Put together what endpoints say of one transaction."""
+    counted = Counter(map(_landing, (each for each in sightings if each.finalized)))
+    agreed = [landing for landing, count in counted.items() if count >= quorum]
+    if len(agreed) == 1:
+        return next(each for each in sightings if each.finalized and _landing(each) == agreed[0])
+    most = max(sightings, key=lambda each: _LEVELS.index(each.commitment), default=None)
+    if most is None or not most.finalized:
+        return most
+    return replace(most, commitment=Commitment.CONFIRMED)
+
+
+def _landing(status: Status) -> Hashable:
+    """What must be the same of a finalized status: all but how nodes write the details."""
+    err = status.err
+    return (status.slot, err and replace(err, detail=None))
 
 
 async def _must_reach_back(node: Reads, slot: int) -> None:
@@ -614,6 +686,26 @@ def _soonest(faults: Sequence[RpcError]) -> float | None:
 
 def _texts(faults: Sequence[RpcError]) -> str:
     return "; ".join(map(str, faults))[:FAULT_CHARACTERS_MAX]
+
+
+def _blockhash_question(
+    commitment: Commitment, min_context_slot: int | None = None
+) -> Question[Seen[Blockhash]]:
+    config = _config(commitment, minContextSlot=min_context_slot)
+    read = _seen(answers.read_blockhash, min_context_slot)
+    return Question("getLatestBlockhash", [config], read)
+
+
+def _statuses_question(
+    signatures: Sequence[str], search_history: bool, min_context_slot: int | None = None
+) -> Question[Seen[tuple[Status | None, ...]]]:
+    count = len(signatures)
+    return Question(
+        "getSignatureStatuses",
+        [list(signatures), {"searchTransactionHistory": search_history}],
+        _seen(lambda value: answers.read_statuses(value, count), min_context_slot),
+        SMALL_BYTES_MAX + count * STATUS_BYTES_MAX,
+    )
 
 
 def _seen(read: Callable[[Any], T], min_context_slot: int | None) -> Callable[[object], Seen[T]]:
