@@ -15,6 +15,7 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, TypeVar
+from urllib.parse import urlsplit
 
 from pilot_grpc import database_url
 
@@ -34,6 +35,20 @@ DAYS_MAX: Final = 36_500
 # One vault may fill half of a queue, and a BatchSpend of 1,000 must fit.
 LANE_QUEUE_MIN: Final = 2_000
 
+RPC_URLS_MAX: Final = 8
+POLL_MILLISECONDS_MAX: Final = 60_000
+RECIPIENT_ACCOUNTS_MAX: Final = 1_000_000
+# What an address of Solana is made of, and how long one can be.
+BASE58: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+ADDRESS_BYTES: Final = 32
+ADDRESS_CHARACTERS_MAX: Final = 44
+
+# What the embedded chain can bear, which is on this machine and nobody else's.
+EMBEDDED_REQUESTS_PER_SECOND: Final = 1_000
+EMBEDDED_POLL: Final = timedelta(milliseconds=50)
+# On a chain whose SOL costs nothing.
+DEVELOPMENT_RECIPIENT_ACCOUNTS: Final = 1_000
+
 # The id of the wrapping key that Pilot makes for itself next to the embedded database. It is
 # stored with every vault that it sealed, so that such a vault is recognised for ever.
 DEVELOPMENT_KEY_ID: Final = "development"
@@ -52,6 +67,13 @@ class SolanaCluster(StrEnum):
     LOCALNET = "localnet"
     DEVNET = "devnet"
     MAINNET = "mainnet"
+
+
+class SolanaCommitment(StrEnum):
+    """How sure it must be that a block stays before the money in it counts."""
+
+    CONFIRMED = "confirmed"
+    FINALIZED = "finalized"
 
 
 class LogFormat(StrEnum):
@@ -107,7 +129,8 @@ class Settings:
     # RESOURCE_EXHAUSTED.
     lane_queue_limit: int = 20_000
 
-    # PILOT_DATA_DIR: the embedded database and the development wrapping key live here.
+    # PILOT_DATA_DIR: the embedded database, the embedded chain and the development wrapping key
+    # live here.
     data_dir: Path = Path(".pilot")
     # PILOT_WRAPPING_KEY (base64 of 32 bytes) with PILOT_WRAPPING_KEY_ID. Without them a key is
     # made in data_dir, which is enough for the embedded database only.
@@ -134,8 +157,43 @@ class Settings:
     # the newest change of a vault, its events, and the answers to its requests always stay.
     changes_kept_count: int | None = None
 
-    # PILOT_SOLANA_CLUSTER: embedded, localnet, devnet or mainnet.
+    # PILOT_SOLANA_CLUSTER: embedded, localnet, devnet or mainnet. All but embedded need
+    # PILOT_SOLANA_RPC_URLS.
     solana_cluster: SolanaCluster = SolanaCluster.EMBEDDED
+    # PILOT_SOLANA_RPC_URLS: up to 8 http(s) URLs of different RPC nodes, separated by commas, in
+    # the order of preference; two or more check each other. They may hold keys, so they are
+    # secret. Default: the embedded chain in data_dir; with DATABASE_URL none, and then this
+    # installation has no chain.
+    solana_rpc_urls: tuple[str, ...] = field(default=(), repr=False)
+    # PILOT_SOLANA_RPC_REQUESTS_PER_SECOND: the most that each node is asked. Default: 20, but 1000
+    # on the embedded cluster.
+    solana_rpc_requests_per_second: int = EMBEDDED_REQUESTS_PER_SECOND
+    # PILOT_SOLANA_USDC_MINT: the address of the USDC of a localnet, which needs one. Every other
+    # cluster has its own.
+    solana_usdc_mint: str | None = None
+    # PILOT_SOLANA_COMMITMENT: what money on chain counts at, finalized or confirmed. Confirmed is
+    # sooner and weaker: such a block may yet be given up, and what was counted in it with it.
+    solana_commitment: SolanaCommitment = SolanaCommitment.FINALIZED
+    # PILOT_SOLANA_POLL_MILLISECONDS: how often the chain is asked about what is on its way, 1 to
+    # 60000. Default: 1000, but 50 on the embedded cluster.
+    solana_poll: timedelta = EMBEDDED_POLL
+    # PILOT_RECIPIENT_ACCOUNTS_PER_DAY: for how many recipients that have no USDC account the fee
+    # payer pays one in a UTC day, in all; each recipient once, and only those on an agent's list.
+    # With 0 such a recipient cannot be paid. Default: 0, but 1000 on the embedded cluster and on a
+    # localnet.
+    recipient_accounts_per_day: int = DEVELOPMENT_RECIPIENT_ACCOUNTS
+    # PILOT_FEE_PAYER_LOW_LAMPORTS: when the fee payer has less, the log warns.
+    fee_payer_low_lamports: int = 50_000_000
+    # PILOT_PRIORITY_FEE_MAX_MICROLAMPORTS: the most to pay for a compute unit, 0 for nothing.
+    priority_fee_max: int = 1_000_000
+    # PILOT_RECONCILE_SECONDS: how often each vault is compared with the chain.
+    reconcile: timedelta = timedelta(minutes=5)
+    # PILOT_SETTLEMENT_ENABLED: whether this process works on the chain (looks for deposits, pays,
+    # reconciles). Where it does not, others may.
+    settlement_enabled: bool = True
+    # PILOT_FEE_PAYER_KEYCHAIN_FILE: JSON that configures a backend of solana-keychain to hold the
+    # fee payer's key, instead of one that Pilot makes and seals.
+    fee_payer_keychain_file: Path | None = None
     # PILOT_ALLOW_CREDITS: whether RecordFunding may credit money that is not on chain.
     # Default: true, but false on mainnet.
     allow_credits: bool = True
@@ -185,6 +243,7 @@ class Settings:
         reader = _Reader(os.environ if environ is None else environ)
         url = reader.database_url("DATABASE_URL")
         cluster = reader.choice("PILOT_SOLANA_CLUSTER", cls.solana_cluster)
+        chain = _ChainDefaults.of(cluster)
         settings = cls(
             listen_address=reader.address("PILOT_LISTEN_ADDRESS", cls.listen_address),
             database_url=url,
@@ -207,6 +266,29 @@ class Settings:
             allow_credits=reader.boolean(
                 "PILOT_ALLOW_CREDITS", cluster is not SolanaCluster.MAINNET
             ),
+            solana_rpc_urls=reader.rpc_urls("PILOT_SOLANA_RPC_URLS"),
+            solana_rpc_requests_per_second=reader.count(
+                "PILOT_SOLANA_RPC_REQUESTS_PER_SECOND", chain.requests_per_second
+            ),
+            solana_usdc_mint=reader.solana_address("PILOT_SOLANA_USDC_MINT"),
+            solana_commitment=reader.choice("PILOT_SOLANA_COMMITMENT", cls.solana_commitment),
+            solana_poll=reader.milliseconds(
+                "PILOT_SOLANA_POLL_MILLISECONDS", chain.poll, POLL_MILLISECONDS_MAX
+            ),
+            recipient_accounts_per_day=reader.whole(
+                "PILOT_RECIPIENT_ACCOUNTS_PER_DAY",
+                chain.recipient_accounts_per_day,
+                RECIPIENT_ACCOUNTS_MAX,
+            ),
+            fee_payer_low_lamports=reader.count(
+                "PILOT_FEE_PAYER_LOW_LAMPORTS", cls.fee_payer_low_lamports
+            ),
+            priority_fee_max=reader.whole(
+                "PILOT_PRIORITY_FEE_MAX_MICROLAMPORTS", cls.priority_fee_max, NUMBER_MAX
+            ),
+            reconcile=reader.seconds("PILOT_RECONCILE_SECONDS", cls.reconcile),
+            settlement_enabled=reader.boolean("PILOT_SETTLEMENT_ENABLED", cls.settlement_enabled),
+            fee_payer_keychain_file=reader.path("PILOT_FEE_PAYER_KEYCHAIN_FILE"),
             webhooks_enabled=reader.boolean("PILOT_WEBHOOKS_ENABLED", cls.webhooks_enabled),
             webhooks_allow_private=reader.boolean(
                 "PILOT_WEBHOOKS_ALLOW_PRIVATE", cls.webhooks_allow_private
@@ -236,6 +318,15 @@ class Settings:
         """True when no DATABASE_URL is set, so that Pilot brings its own PostgreSQL."""
         return self.database_url is None
 
+    @property
+    def uses_embedded_chain(self) -> bool:
+        """True when Pilot brings its own chain, beside its own PostgreSQL: never on mainnet."""
+        return (
+            self.solana_cluster is SolanaCluster.EMBEDDED
+            and not self.solana_rpc_urls
+            and self.uses_embedded_database
+        )
+
     def direct_url(self) -> str:
         """The URL for what needs a session of its own: migrations and their lock.
 
@@ -264,6 +355,23 @@ class Settings:
         return self.wrapping_key
 
 
+@dataclass(frozen=True, slots=True)
+class _ChainDefaults:
+    """What depends on whose chain it is."""
+
+    requests_per_second: int = 20
+    poll: timedelta = timedelta(seconds=1)
+    recipient_accounts_per_day: int = 0
+
+    @classmethod
+    def of(cls, cluster: SolanaCluster) -> _ChainDefaults:
+        if cluster is SolanaCluster.EMBEDDED:
+            return cls(EMBEDDED_REQUESTS_PER_SECOND, EMBEDDED_POLL, DEVELOPMENT_RECIPIENT_ACCOUNTS)
+        if cluster is SolanaCluster.LOCALNET:
+            return cls(recipient_accounts_per_day=DEVELOPMENT_RECIPIENT_ACCOUNTS)
+        return cls()
+
+
 def _names_pooler(url: str | None) -> bool:
     return url is not None and database_url.parse(url).names_pooler
 
@@ -284,6 +392,19 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append("PILOT_SOLANA_CLUSTER=mainnet needs DATABASE_URL and PILOT_WRAPPING_KEY")
     if settings.webhooks_allow_private and settings.solana_cluster is SolanaCluster.MAINNET:
         problems.append("PILOT_WEBHOOKS_ALLOW_PRIVATE is for development, not for mainnet")
+    return problems + _contradictions_of_the_chain(settings)
+
+
+def _contradictions_of_the_chain(settings: Settings) -> list[str]:
+    problems = []
+    cluster = settings.solana_cluster
+    is_localnet = cluster is SolanaCluster.LOCALNET
+    if cluster is not SolanaCluster.EMBEDDED and not settings.solana_rpc_urls:
+        problems.append(f"PILOT_SOLANA_CLUSTER={cluster} needs PILOT_SOLANA_RPC_URLS")
+    if is_localnet and settings.solana_usdc_mint is None:
+        problems.append("PILOT_SOLANA_CLUSTER=localnet needs PILOT_SOLANA_USDC_MINT")
+    if not is_localnet and settings.solana_usdc_mint is not None:
+        problems.append("PILOT_SOLANA_USDC_MINT is for PILOT_SOLANA_CLUSTER=localnet only")
     return problems
 
 
@@ -302,6 +423,10 @@ class _Reader:
     def count(self, name: str, default: D) -> int | D:
         return self._read(name, default, _positive, "must be a whole number above zero")
 
+    def whole(self, name: str, default: int, maximum: int) -> int:
+        rule = f"must be a whole number from 0 to {maximum}"
+        return self._read(name, default, lambda text: _within(text, 0, maximum), rule)
+
     def days(self, name: str, default: D) -> timedelta | D:
         rule = f"must be a whole number of days from 1 to {DAYS_MAX}"
         return self._read(name, default, _days, rule)
@@ -312,6 +437,14 @@ class _Reader:
             default,
             lambda text: timedelta(seconds=_positive(text)),
             "must be a whole number of seconds above zero",
+        )
+
+    def milliseconds(self, name: str, default: timedelta, maximum: int) -> timedelta:
+        return self._read(
+            name,
+            default,
+            lambda text: timedelta(milliseconds=_within(text, 1, maximum)),
+            f"must be a whole number of milliseconds from 1 to {maximum}",
         )
 
     def choice(self, name: str, default: E) -> E:
@@ -328,6 +461,13 @@ class _Reader:
 
     def database_url(self, name: str) -> str | None:
         return self._read(name, None, _database_url, "")
+
+    def rpc_urls(self, name: str) -> tuple[str, ...]:
+        rule = f"must be up to {RPC_URLS_MAX} different http(s) URLs, separated by commas"
+        return self._read(name, (), _rpc_urls, rule)
+
+    def solana_address(self, name: str) -> str | None:
+        return self._read(name, None, _solana_address, "must be the address of a Solana account")
 
     def wrapping_key(self) -> WrappingKey | None:
         secret = self._read(
@@ -368,17 +508,18 @@ class _Reader:
 
 
 def _positive(text: str) -> int:
+    return _within(text, 1, NUMBER_MAX)
+
+
+def _within(text: str, least: int, most: int) -> int:
     number = int(text)
-    if not 1 <= number <= NUMBER_MAX:
+    if not least <= number <= most:
         raise ValueError
     return number
 
 
 def _days(text: str) -> timedelta:
-    days = _positive(text)
-    if days > DAYS_MAX:
-        raise ValueError
-    return timedelta(days=days)
+    return timedelta(days=_within(text, 1, DAYS_MAX))
 
 
 def _address(text: str) -> str:
@@ -413,4 +554,36 @@ def _wrapping_keys(text: str) -> tuple[WrappingKey, ...]:
 
 def _database_url(text: str) -> str:
     database_url.parse(text)
+    return text
+
+
+def _rpc_urls(text: str) -> tuple[str, ...]:
+    """Read what nodes are asked at. One that is named twice would agree with itself."""
+    urls = tuple(item.strip() for item in text.split(","))
+    nodes = {_node(url) for url in urls}
+    if len(urls) > RPC_URLS_MAX or len(nodes) < len(urls):
+        raise ValueError
+    return urls
+
+
+def _node(url: str) -> tuple[str, int | None, str, str]:
+    """What of a URL says which node it is."""
+    parts = urlsplit(url)
+    if not url.isprintable() or " " in url or parts.scheme not in {"http", "https"}:
+        raise ValueError
+    if not parts.hostname:
+        raise ValueError
+    return parts.hostname, parts.port, parts.path.rstrip("/"), parts.query
+
+
+def _solana_address(text: str) -> str:
+    """Read an address: the base58 of 32 bytes, in which a 1 stands for a zero byte before all."""
+    if len(text) > ADDRESS_CHARACTERS_MAX:
+        raise ValueError
+    number = 0
+    for character in text:
+        number = number * len(BASE58) + BASE58.index(character)
+    zeros = len(text) - len(text.lstrip(BASE58[0]))
+    if zeros + (number.bit_length() + 7) // 8 != ADDRESS_BYTES:
+        raise ValueError
     return text
