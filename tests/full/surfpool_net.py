@@ -38,6 +38,7 @@ START_SECONDS: Final = 30
 STOP_SECONDS: Final = 10
 WAIT_SECONDS: Final = 60
 POLL_SECONDS: Final = 0.005
+REQUEST_SECONDS: Final = 60
 
 MINT_LAMPORTS: Final = 1_461_600
 # A billion USDC, and SOL for the fees of giving it away.
@@ -65,7 +66,10 @@ class Surfpool:
         return (self.url,)
 
     async def faucet(self, wallet: Pubkey, amount: int) -> str:
-        """Pay USDC to a wallet, in a transaction like anybody's; return its signature."""
+        """Pay USDC to a wallet, in a transaction like anybody's; return its signature.
+
+        Surfpool takes 50 ms or so to accept any transaction, one after the other.
+        """
         async with self.standing_still():
             blockhash = await self.rpc.blockhash()
             # Two payments that differ in nothing would be one.
@@ -129,7 +133,7 @@ async def running(slot_ms: int = SLOT_MS) -> AsyncIterator[Surfpool]:
     """Run a Surfpool of one's own, without a network, on free ports of the loopback."""
     async with (
         _process(slot_ms) as where,
-        connected(where["rpcUrl"]) as rpc,
+        connected(where["rpcUrl"], REQUEST_SECONDS) as rpc,
     ):
         net = Surfpool(where["rpcUrl"], where["wsUrl"], rpc)
         await net.begin()
