@@ -43,7 +43,7 @@ run: $(VENV)/runtime.stamp ## Serve on 127.0.0.1:50051, with an embedded databas
 test: setup ## Run the tests that need only Python
 	@$(BIN)/pytest --numprocesses 3 --dist worksteal
 
-test-all: lint verify ## Lint, verify, and run the tests that need more: PgBouncer, PostgreSQL 15, grpcurl, Go, Node
+test-all: lint verify ## Lint, verify, and run the tests that need more: PgBouncer, PostgreSQL 15, grpcurl, Go, Node, Surfpool
 	@scripts/install-full
 	@$(BIN)/pytest -m full
 

@@ -1,4 +1,4 @@
-"""A localnet in memory whose slots are made by hand, and a real client of it."""
+"""A localnet in memory whose slots are made by hand, a real client of it, and other chains."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import pytest
 
 from pilot_grpc.solana import localnet
 from pilot_grpc.solana.localnet import Localnet
+from tests.solana import either
+from tests.solana.chains import Chain
 from tests.solana.payments import Rpc, connected
 
 
@@ -30,3 +32,10 @@ async def other(net: Localnet) -> AsyncIterator[Rpc]:
     """A client of the second node."""
     async with connected(net.urls[1]) as rpc:
         yield rpc
+
+
+@pytest.fixture(params=either.EITHER)
+async def chain(request: pytest.FixtureRequest) -> AsyncIterator[Chain]:
+    """A chain that only this test sees: the embedded one and, with `make test-all`, Surfpool."""
+    async with either.running(request.param) as chain:
+        yield chain
