@@ -14,6 +14,7 @@ CREATE TABLE public.agent_budget_rules (
     monthly_held bigint DEFAULT 0 NOT NULL,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    any_recipient boolean DEFAULT false NOT NULL,
     CONSTRAINT agent_budget_rules_daily_limit_is_positive CHECK ((daily_limit > 0)),
     CONSTRAINT agent_budget_rules_held_is_not_negative CHECK (((daily_held >= 0) AND (monthly_held >= 0))),
     CONSTRAINT agent_budget_rules_month_covers_day CHECK ((monthly_spent >= daily_spent)),
@@ -22,6 +23,13 @@ CREATE TABLE public.agent_budget_rules (
     CONSTRAINT agent_budget_rules_spent_covers_held CHECK (((daily_spent >= daily_held) AND (monthly_spent >= monthly_held)))
 )
 WITH (fillfactor='50');
+
+CREATE TABLE public.agent_recipients (
+    agent_id text NOT NULL,
+    address text NOT NULL,
+    label text,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
 
 CREATE TABLE public.agents (
     id text NOT NULL,
@@ -74,7 +82,7 @@ CREATE TABLE public.change_checkpoints (
 CREATE TABLE public.event_changes (
     vault_id text NOT NULL,
     revision bigint NOT NULL,
-    event_id text NOT NULL,
+    event_id text,
     previous_revision bigint,
     status text NOT NULL,
     amount bigint NOT NULL,
@@ -85,9 +93,12 @@ CREATE TABLE public.event_changes (
     held_after bigint NOT NULL,
     changed_at timestamp with time zone NOT NULL,
     digest bytea NOT NULL,
+    drift text,
     CONSTRAINT event_changes_balance_is_not_negative CHECK ((balance_after >= 0)),
     CONSTRAINT event_changes_chain_balance_is_not_negative CHECK ((chain_balance_after >= 0)),
+    CONSTRAINT event_changes_drift_is_bounded CHECK ((octet_length(drift) <= 65536)),
     CONSTRAINT event_changes_held_is_not_negative CHECK ((held_after >= 0)),
+    CONSTRAINT event_changes_is_of_one_thing CHECK (((event_id IS NULL) = (drift IS NOT NULL))),
     CONSTRAINT event_changes_previous_revision_is_before CHECK ((previous_revision < revision)),
     CONSTRAINT event_changes_revision_is_positive CHECK ((revision > 0)),
     CONSTRAINT event_changes_status_is_known CHECK ((status = ANY (ARRAY['pending'::text, 'confirmed'::text, 'failed'::text])))
@@ -128,6 +139,8 @@ CREATE TABLE public.events (
     refunded_event_id text,
     updated_at timestamp with time zone NOT NULL,
     revision bigint NOT NULL,
+    recipient text,
+    counterpart_event_id text,
     CONSTRAINT events_amount_has_the_sign_of_its_type CHECK ((((type = 'funding'::text) AND (amount > 0)) OR ((type = 'spend'::text) AND (amount < 0)))),
     CONSTRAINT events_amount_is_bounded CHECK ((abs(amount) <= '1000000000000000'::bigint)),
     CONSTRAINT events_capture_fits_hold CHECK (((authorized_amount IS NULL) OR ((authorized_amount > 0) AND ((- amount) <= authorized_amount)))),
@@ -135,11 +148,25 @@ CREATE TABLE public.events (
     CONSTRAINT events_hold_expires CHECK (((authorized_amount IS NULL) = (expires_at IS NULL))),
     CONSTRAINT events_kind_fits_type CHECK ((((type = 'funding'::text) AND (kind = ANY (ARRAY['deposit'::text, 'credit'::text, 'refund'::text]))) OR ((type = 'spend'::text) AND (kind = ANY (ARRAY['metered'::text, 'transfer'::text, 'withdrawal'::text, 'settlement'::text]))))),
     CONSTRAINT events_metadata_is_bounded CHECK ((octet_length(metadata) <= 16384)),
+    CONSTRAINT events_recipient_is_paid_on_chain CHECK (((recipient IS NULL) OR (kind = ANY (ARRAY['transfer'::text, 'withdrawal'::text, 'settlement'::text])))),
     CONSTRAINT events_refund_names_its_spend CHECK (((kind = 'refund'::text) = (refunded_event_id IS NOT NULL))),
     CONSTRAINT events_revision_is_positive CHECK ((revision > 0)),
     CONSTRAINT events_status_is_known CHECK ((status = ANY (ARRAY['pending'::text, 'confirmed'::text, 'failed'::text]))),
     CONSTRAINT events_type_is_known CHECK ((type = ANY (ARRAY['funding'::text, 'spend'::text])))
 );
+
+CREATE TABLE public.pending_transfers (
+    event_id text NOT NULL,
+    vault_id text NOT NULL,
+    attempt integer DEFAULT 1 NOT NULL,
+    signature text,
+    next_attempt_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    leased_by text,
+    leased_until timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT pending_transfers_attempt_is_positive CHECK ((attempt > 0))
+)
+WITH (fillfactor='50');
 
 CREATE TABLE public.projects (
     id text NOT NULL,
@@ -150,6 +177,12 @@ CREATE TABLE public.projects (
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     CONSTRAINT projects_status_is_known CHECK ((status = ANY (ARRAY['active'::text, 'paused'::text, 'archived'::text])))
+);
+
+CREATE TABLE public.recipient_accounts (
+    address text NOT NULL,
+    event_id text NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
 CREATE TABLE public.requests (
@@ -188,6 +221,17 @@ CREATE TABLE public.stream_key (
     CONSTRAINT stream_key_is_one_row CHECK (id)
 );
 
+CREATE TABLE public.transfer_signatures (
+    signature text NOT NULL,
+    event_id text NOT NULL,
+    attempt integer NOT NULL,
+    transaction bytea NOT NULL,
+    blockhash text NOT NULL,
+    last_valid_block_height bigint NOT NULL,
+    slot bigint NOT NULL,
+    signed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
 CREATE TABLE public.users (
     id text NOT NULL,
     email text NOT NULL,
@@ -208,6 +252,27 @@ CREATE TABLE public.vault_keys (
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
+CREATE TABLE public.vault_scans (
+    vault_id text NOT NULL,
+    scanned_slot bigint DEFAULT 0 NOT NULL,
+    watched_amount bigint,
+    next_watch_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    next_scan_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    next_reconcile_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    CONSTRAINT vault_scans_scanned_slot_is_not_negative CHECK ((scanned_slot >= 0))
+)
+WITH (fillfactor='50');
+
+CREATE TABLE public.vault_transactions (
+    vault_id text NOT NULL,
+    signature text NOT NULL,
+    slot bigint NOT NULL,
+    delta bigint NOT NULL,
+    event_id text,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT vault_transactions_slot_is_not_negative CHECK ((slot >= 0))
+);
+
 CREATE TABLE public.vaults (
     id text NOT NULL,
     address text NOT NULL,
@@ -219,6 +284,7 @@ CREATE TABLE public.vaults (
     digest bytea DEFAULT '\x'::bytea NOT NULL,
     last_change_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    drift text,
     CONSTRAINT vaults_balance_is_not_negative CHECK ((balance >= 0)),
     CONSTRAINT vaults_chain_balance_is_not_negative CHECK ((chain_balance >= 0)),
     CONSTRAINT vaults_held_is_not_negative CHECK ((held >= 0)),
@@ -267,6 +333,9 @@ ALTER TABLE ONLY public.agent_budget_rules
 ALTER TABLE ONLY public.agent_budget_rules
     ADD CONSTRAINT agent_budget_rules_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.agent_recipients
+    ADD CONSTRAINT agent_recipients_pkey PRIMARY KEY (agent_id, address);
+
 ALTER TABLE ONLY public.agents
     ADD CONSTRAINT agents_api_key_hash_key UNIQUE (api_key_hash);
 
@@ -291,8 +360,14 @@ ALTER TABLE ONLY public.event_requests
 ALTER TABLE ONLY public.events
     ADD CONSTRAINT events_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.pending_transfers
+    ADD CONSTRAINT pending_transfers_pkey PRIMARY KEY (event_id);
+
 ALTER TABLE ONLY public.projects
     ADD CONSTRAINT projects_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.recipient_accounts
+    ADD CONSTRAINT recipient_accounts_pkey PRIMARY KEY (address);
 
 ALTER TABLE ONLY public.requests
     ADD CONSTRAINT requests_pkey PRIMARY KEY (user_id, request_id);
@@ -312,6 +387,12 @@ ALTER TABLE ONLY public.sign_in_attempts
 ALTER TABLE ONLY public.stream_key
     ADD CONSTRAINT stream_key_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.transfer_signatures
+    ADD CONSTRAINT transfer_signatures_event_id_attempt_key UNIQUE (event_id, attempt);
+
+ALTER TABLE ONLY public.transfer_signatures
+    ADD CONSTRAINT transfer_signatures_pkey PRIMARY KEY (signature);
+
 ALTER TABLE ONLY public.users
     ADD CONSTRAINT users_email_key UNIQUE (email);
 
@@ -323,6 +404,12 @@ ALTER TABLE ONLY public.vault_keys
 
 ALTER TABLE ONLY public.vault_keys
     ADD CONSTRAINT vault_keys_pkey PRIMARY KEY (vault_id);
+
+ALTER TABLE ONLY public.vault_scans
+    ADD CONSTRAINT vault_scans_pkey PRIMARY KEY (vault_id);
+
+ALTER TABLE ONLY public.vault_transactions
+    ADD CONSTRAINT vault_transactions_pkey PRIMARY KEY (vault_id, signature);
 
 ALTER TABLE ONLY public.vaults
     ADD CONSTRAINT vaults_address_key UNIQUE (address);
@@ -361,6 +448,8 @@ CREATE INDEX events_vault_id_created_at_idx ON public.events USING btree (vault_
 
 CREATE INDEX projects_user_id_idx ON public.projects USING btree (user_id, created_at);
 
+CREATE INDEX recipient_accounts_created_at_idx ON public.recipient_accounts USING btree (created_at);
+
 CREATE INDEX requests_created_at_idx ON public.requests USING btree (created_at);
 
 CREATE INDEX sessions_expires_at_idx ON public.sessions USING btree (expires_at);
@@ -369,10 +458,21 @@ CREATE INDEX sessions_user_id_idx ON public.sessions USING btree (user_id, creat
 
 CREATE INDEX sign_in_attempts_window_started_at_idx ON public.sign_in_attempts USING btree (window_started_at);
 
+CREATE INDEX vault_scans_next_reconcile_at_idx ON public.vault_scans USING btree (next_reconcile_at);
+
+CREATE INDEX vault_scans_next_watch_at_idx ON public.vault_scans USING btree (next_watch_at);
+
+CREATE INDEX vault_transactions_foreign_idx ON public.vault_transactions USING btree (vault_id) WHERE ((event_id IS NULL) AND (delta < 0));
+
+CREATE INDEX vault_transactions_vault_id_slot_idx ON public.vault_transactions USING btree (vault_id, slot);
+
 CREATE UNIQUE INDEX webhook_secrets_current_key ON public.webhook_secrets USING btree (agent_id) WHERE (expires_at IS NULL);
 
 ALTER TABLE ONLY public.agent_budget_rules
     ADD CONSTRAINT agent_budget_rules_agent_id_fkey FOREIGN KEY (agent_id) REFERENCES public.agents(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY public.agent_recipients
+    ADD CONSTRAINT agent_recipients_agent_id_fkey FOREIGN KEY (agent_id) REFERENCES public.agents(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY public.agents
     ADD CONSTRAINT agents_project_id_fkey FOREIGN KEY (project_id) REFERENCES public.projects(id) ON DELETE CASCADE;
@@ -398,6 +498,9 @@ ALTER TABLE ONLY public.events
 ALTER TABLE ONLY public.events
     ADD CONSTRAINT events_vault_id_fkey FOREIGN KEY (vault_id) REFERENCES public.vaults(id) ON DELETE CASCADE;
 
+ALTER TABLE ONLY public.pending_transfers
+    ADD CONSTRAINT pending_transfers_event_id_fkey FOREIGN KEY (event_id) REFERENCES public.events(id) ON DELETE CASCADE;
+
 ALTER TABLE ONLY public.projects
     ADD CONSTRAINT projects_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(id) ON DELETE CASCADE;
 
@@ -406,6 +509,15 @@ ALTER TABLE ONLY public.requests
 
 ALTER TABLE ONLY public.sessions
     ADD CONSTRAINT sessions_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY public.transfer_signatures
+    ADD CONSTRAINT transfer_signatures_event_id_fkey FOREIGN KEY (event_id) REFERENCES public.events(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY public.vault_scans
+    ADD CONSTRAINT vault_scans_vault_id_fkey FOREIGN KEY (vault_id) REFERENCES public.vaults(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY public.vault_transactions
+    ADD CONSTRAINT vault_transactions_vault_id_fkey FOREIGN KEY (vault_id) REFERENCES public.vaults(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY public.vaults
     ADD CONSTRAINT vaults_project_id_fkey FOREIGN KEY (project_id) REFERENCES public.projects(id) ON DELETE CASCADE;
@@ -425,3 +537,7 @@ INSERT INTO public.schema_migrations (version) VALUES ('20261123000006');
 INSERT INTO public.schema_migrations (version) VALUES ('20261123000007');
 INSERT INTO public.schema_migrations (version) VALUES ('20261123000008');
 INSERT INTO public.schema_migrations (version) VALUES ('20261123000009');
+INSERT INTO public.schema_migrations (version) VALUES ('20261129000010');
+INSERT INTO public.schema_migrations (version) VALUES ('20261129000011');
+INSERT INTO public.schema_migrations (version) VALUES ('20261129000012');
+INSERT INTO public.schema_migrations (version) VALUES ('20261129000013');

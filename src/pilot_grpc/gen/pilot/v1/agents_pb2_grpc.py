@@ -105,6 +105,21 @@ class AgentServiceStub:
                 request_serializer=pilot_dot_v1_dot_agents__pb2.RedeliverWebhookRequest.SerializeToString,
                 response_deserializer=pilot_dot_v1_dot_agents__pb2.RedeliverWebhookResponse.FromString,
                 _registered_method=True)
+        self.AddRecipient = channel.unary_unary(
+                '/pilot.v1.AgentService/AddRecipient',
+                request_serializer=pilot_dot_v1_dot_agents__pb2.AddRecipientRequest.SerializeToString,
+                response_deserializer=pilot_dot_v1_dot_agents__pb2.AddRecipientResponse.FromString,
+                _registered_method=True)
+        self.RemoveRecipient = channel.unary_unary(
+                '/pilot.v1.AgentService/RemoveRecipient',
+                request_serializer=pilot_dot_v1_dot_agents__pb2.RemoveRecipientRequest.SerializeToString,
+                response_deserializer=pilot_dot_v1_dot_agents__pb2.RemoveRecipientResponse.FromString,
+                _registered_method=True)
+        self.ListRecipients = channel.unary_unary(
+                '/pilot.v1.AgentService/ListRecipients',
+                request_serializer=pilot_dot_v1_dot_agents__pb2.ListRecipientsRequest.SerializeToString,
+                response_deserializer=pilot_dot_v1_dot_agents__pb2.ListRecipientsResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -239,6 +254,32 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddRecipient(self, request, context):
+        """AddRecipient lets an agent pay a Solana wallet; one that is on its list already gets
+        the label. Needs WRITE. Errors: INVALID_ARGUMENT (INVALID_REQUEST) for what is no wallet,
+        RESOURCE_EXHAUSTED (QUOTA_EXCEEDED) above 1,000 recipients an agent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveRecipient(self, request, context):
+        """RemoveRecipient takes a wallet off an agent's list: once it returns, no new payment to
+        it is approved; those that are pending go on. Needs WRITE. Errors: NOT_FOUND for one
+        that is not on it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRecipients(self, request, context):
+        """ListRecipients lists whom an agent may pay, by address. An empty list allows nobody.
+        Needs READ; an agent may read its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -311,6 +352,21 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.RedeliverWebhook,
                     request_deserializer=pilot_dot_v1_dot_agents__pb2.RedeliverWebhookRequest.FromString,
                     response_serializer=pilot_dot_v1_dot_agents__pb2.RedeliverWebhookResponse.SerializeToString,
+            ),
+            'AddRecipient': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddRecipient,
+                    request_deserializer=pilot_dot_v1_dot_agents__pb2.AddRecipientRequest.FromString,
+                    response_serializer=pilot_dot_v1_dot_agents__pb2.AddRecipientResponse.SerializeToString,
+            ),
+            'RemoveRecipient': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveRecipient,
+                    request_deserializer=pilot_dot_v1_dot_agents__pb2.RemoveRecipientRequest.FromString,
+                    response_serializer=pilot_dot_v1_dot_agents__pb2.RemoveRecipientResponse.SerializeToString,
+            ),
+            'ListRecipients': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRecipients,
+                    request_deserializer=pilot_dot_v1_dot_agents__pb2.ListRecipientsRequest.FromString,
+                    response_serializer=pilot_dot_v1_dot_agents__pb2.ListRecipientsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -692,6 +748,87 @@ class AgentService:
             '/pilot.v1.AgentService/RedeliverWebhook',
             pilot_dot_v1_dot_agents__pb2.RedeliverWebhookRequest.SerializeToString,
             pilot_dot_v1_dot_agents__pb2.RedeliverWebhookResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddRecipient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilot.v1.AgentService/AddRecipient',
+            pilot_dot_v1_dot_agents__pb2.AddRecipientRequest.SerializeToString,
+            pilot_dot_v1_dot_agents__pb2.AddRecipientResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveRecipient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilot.v1.AgentService/RemoveRecipient',
+            pilot_dot_v1_dot_agents__pb2.RemoveRecipientRequest.SerializeToString,
+            pilot_dot_v1_dot_agents__pb2.RemoveRecipientResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRecipients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilot.v1.AgentService/ListRecipients',
+            pilot_dot_v1_dot_agents__pb2.ListRecipientsRequest.SerializeToString,
+            pilot_dot_v1_dot_agents__pb2.ListRecipientsResponse.FromString,
             options,
             channel_credentials,
             insecure,

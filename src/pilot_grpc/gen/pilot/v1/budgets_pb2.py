@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from pilot_grpc.gen.pilot.v1 import ledger_pb2 as pilot_dot_v1_dot_ledger__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16pilot/v1/budgets.proto\x12\x08pilot.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15pilot/v1/ledger.proto\"\xa5\x02\n\nBudgetRule\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x14\n\x0cper_tx_limit\x18\x02 \x01(\x03\x12\x13\n\x0b\x64\x61ily_limit\x18\x03 \x01(\x03\x12\x1a\n\rmonthly_limit\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12#\n\x03\x64\x61y\x18\x05 \x01(\x0b\x32\x16.pilot.v1.BudgetWindow\x12%\n\x05month\x18\x06 \x01(\x0b\x32\x16.pilot.v1.BudgetWindow\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x10\n\x0e_monthly_limit\"\xcd\x01\n\x0c\x42udgetWindow\x12\x12\n\x05limit\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\r\n\x05spent\x18\x02 \x01(\x03\x12\x0c\n\x04held\x18\x03 \x01(\x03\x12\x16\n\tremaining\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06_limitB\x0c\n\n_remaining\"\xd0\x01\n\x14SetBudgetRuleRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12&\n\x0cper_tx_limit\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01(\x01\x12%\n\x0b\x64\x61ily_limit\x18\x03 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01(\x01\x12,\n\rmonthly_limit\x18\x04 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_monthly_limit\"B\n\x15SetBudgetRuleResponse\x12)\n\x0b\x62udget_rule\x18\x01 \x01(\x0b\x32\x14.pilot.v1.BudgetRule\"A\n\x14GetBudgetRuleRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{0,32}$\"B\n\x15GetBudgetRuleResponse\x12)\n\x0b\x62udget_rule\x18\x01 \x01(\x0b\x32\x14.pilot.v1.BudgetRule\"D\n\x17RemoveBudgetRuleRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"\x1a\n\x18RemoveBudgetRuleResponse\"`\n\x11\x43heckSpendRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{0,32}$\x12 \n\x06\x61mount\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01(\x01\"n\n\x12\x43heckSpendResponse\x12\x10\n\x08\x61pproved\x18\x01 \x01(\x08\x12\"\n\x07\x64\x65\x63line\x18\x02 \x01(\x0b\x32\x11.pilot.v1.Decline\x12\"\n\x05rules\x18\x03 \x03(\x0b\x32\x13.pilot.v1.RuleCheck\"\xf5\x01\n\tRuleCheck\x12%\n\x04rule\x18\x01 \x01(\x0e\x32\x17.pilot.v1.FailureReason\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x12\n\x05limit\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\x05spent\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x11\n\x04held\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x16\n\tremaining\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12\x33\n\x0fwindow_end_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06_limitB\x08\n\x06_spentB\x07\n\x05_heldB\x0c\n\n_remaining2\xd7\x02\n\rBudgetService\x12P\n\rSetBudgetRule\x12\x1e.pilot.v1.SetBudgetRuleRequest\x1a\x1f.pilot.v1.SetBudgetRuleResponse\x12P\n\rGetBudgetRule\x12\x1e.pilot.v1.GetBudgetRuleRequest\x1a\x1f.pilot.v1.GetBudgetRuleResponse\x12Y\n\x10RemoveBudgetRule\x12!.pilot.v1.RemoveBudgetRuleRequest\x1a\".pilot.v1.RemoveBudgetRuleResponse\x12G\n\nCheckSpend\x12\x1b.pilot.v1.CheckSpendRequest\x1a\x1c.pilot.v1.CheckSpendResponseBE\n\x0c\x63om.pilot.v1P\x01Z3github.com/pilot-grpc/pilot/gen/go/pilot/v1;pilotv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16pilot/v1/budgets.proto\x12\x08pilot.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15pilot/v1/ledger.proto\"\xbc\x02\n\nBudgetRule\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x14\n\x0cper_tx_limit\x18\x02 \x01(\x03\x12\x13\n\x0b\x64\x61ily_limit\x18\x03 \x01(\x03\x12\x1a\n\rmonthly_limit\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12#\n\x03\x64\x61y\x18\x05 \x01(\x0b\x32\x16.pilot.v1.BudgetWindow\x12%\n\x05month\x18\x06 \x01(\x0b\x32\x16.pilot.v1.BudgetWindow\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rany_recipient\x18\t \x01(\x08\x42\x10\n\x0e_monthly_limit\"\xcd\x01\n\x0c\x42udgetWindow\x12\x12\n\x05limit\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\r\n\x05spent\x18\x02 \x01(\x03\x12\x0c\n\x04held\x18\x03 \x01(\x03\x12\x16\n\tremaining\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06_limitB\x0c\n\n_remaining\"\xe7\x01\n\x14SetBudgetRuleRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12&\n\x0cper_tx_limit\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01(\x01\x12%\n\x0b\x64\x61ily_limit\x18\x03 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01(\x01\x12,\n\rmonthly_limit\x18\x04 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01(\x01H\x00\x88\x01\x01\x12\x15\n\rany_recipient\x18\x05 \x01(\x08\x42\x10\n\x0e_monthly_limit\"B\n\x15SetBudgetRuleResponse\x12)\n\x0b\x62udget_rule\x18\x01 \x01(\x0b\x32\x14.pilot.v1.BudgetRule\"A\n\x14GetBudgetRuleRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{0,32}$\"B\n\x15GetBudgetRuleResponse\x12)\n\x0b\x62udget_rule\x18\x01 \x01(\x0b\x32\x14.pilot.v1.BudgetRule\"D\n\x17RemoveBudgetRuleRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"\x1a\n\x18RemoveBudgetRuleResponse\"\xac\x01\n\x11\x43heckSpendRequest\x12)\n\x08\x61gent_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{0,32}$\x12 \n\x06\x61mount\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01(\x01\x12<\n\trecipient\x18\x03 \x01(\tB$\xbaH!r\x1f\x32\x1d^[1-9A-HJ-NP-Za-km-z]{32,44}$H\x00\x88\x01\x01\x42\x0c\n\n_recipient\"n\n\x12\x43heckSpendResponse\x12\x10\n\x08\x61pproved\x18\x01 \x01(\x08\x12\"\n\x07\x64\x65\x63line\x18\x02 \x01(\x0b\x32\x11.pilot.v1.Decline\x12\"\n\x05rules\x18\x03 \x03(\x0b\x32\x13.pilot.v1.RuleCheck\"\xf5\x01\n\tRuleCheck\x12%\n\x04rule\x18\x01 \x01(\x0e\x32\x17.pilot.v1.FailureReason\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x12\n\x05limit\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\x05spent\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x11\n\x04held\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x16\n\tremaining\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12\x33\n\x0fwindow_end_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06_limitB\x08\n\x06_spentB\x07\n\x05_heldB\x0c\n\n_remaining2\xd7\x02\n\rBudgetService\x12P\n\rSetBudgetRule\x12\x1e.pilot.v1.SetBudgetRuleRequest\x1a\x1f.pilot.v1.SetBudgetRuleResponse\x12P\n\rGetBudgetRule\x12\x1e.pilot.v1.GetBudgetRuleRequest\x1a\x1f.pilot.v1.GetBudgetRuleResponse\x12Y\n\x10RemoveBudgetRule\x12!.pilot.v1.RemoveBudgetRuleRequest\x1a\".pilot.v1.RemoveBudgetRuleResponse\x12G\n\nCheckSpend\x12\x1b.pilot.v1.CheckSpendRequest\x1a\x1c.pilot.v1.CheckSpendResponseBE\n\x0c\x63om.pilot.v1P\x01Z3github.com/pilot-grpc/pilot/gen/go/pilot/v1;pilotv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,28 +51,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKSPENDREQUEST'].fields_by_name['agent_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{0,32}$'
   _globals['_CHECKSPENDREQUEST'].fields_by_name['amount']._loaded_options = None
   _globals['_CHECKSPENDREQUEST'].fields_by_name['amount']._serialized_options = b'\272H\r\"\013\030\200\200\232\246\352\257\343\001(\001'
+  _globals['_CHECKSPENDREQUEST'].fields_by_name['recipient']._loaded_options = None
+  _globals['_CHECKSPENDREQUEST'].fields_by_name['recipient']._serialized_options = b'\272H!r\0372\035^[1-9A-HJ-NP-Za-km-z]{32,44}$'
   _globals['_BUDGETRULE']._serialized_start=122
-  _globals['_BUDGETRULE']._serialized_end=415
-  _globals['_BUDGETWINDOW']._serialized_start=418
-  _globals['_BUDGETWINDOW']._serialized_end=623
-  _globals['_SETBUDGETRULEREQUEST']._serialized_start=626
-  _globals['_SETBUDGETRULEREQUEST']._serialized_end=834
-  _globals['_SETBUDGETRULERESPONSE']._serialized_start=836
-  _globals['_SETBUDGETRULERESPONSE']._serialized_end=902
-  _globals['_GETBUDGETRULEREQUEST']._serialized_start=904
-  _globals['_GETBUDGETRULEREQUEST']._serialized_end=969
-  _globals['_GETBUDGETRULERESPONSE']._serialized_start=971
-  _globals['_GETBUDGETRULERESPONSE']._serialized_end=1037
-  _globals['_REMOVEBUDGETRULEREQUEST']._serialized_start=1039
-  _globals['_REMOVEBUDGETRULEREQUEST']._serialized_end=1107
-  _globals['_REMOVEBUDGETRULERESPONSE']._serialized_start=1109
-  _globals['_REMOVEBUDGETRULERESPONSE']._serialized_end=1135
-  _globals['_CHECKSPENDREQUEST']._serialized_start=1137
-  _globals['_CHECKSPENDREQUEST']._serialized_end=1233
-  _globals['_CHECKSPENDRESPONSE']._serialized_start=1235
-  _globals['_CHECKSPENDRESPONSE']._serialized_end=1345
-  _globals['_RULECHECK']._serialized_start=1348
-  _globals['_RULECHECK']._serialized_end=1593
-  _globals['_BUDGETSERVICE']._serialized_start=1596
-  _globals['_BUDGETSERVICE']._serialized_end=1939
+  _globals['_BUDGETRULE']._serialized_end=438
+  _globals['_BUDGETWINDOW']._serialized_start=441
+  _globals['_BUDGETWINDOW']._serialized_end=646
+  _globals['_SETBUDGETRULEREQUEST']._serialized_start=649
+  _globals['_SETBUDGETRULEREQUEST']._serialized_end=880
+  _globals['_SETBUDGETRULERESPONSE']._serialized_start=882
+  _globals['_SETBUDGETRULERESPONSE']._serialized_end=948
+  _globals['_GETBUDGETRULEREQUEST']._serialized_start=950
+  _globals['_GETBUDGETRULEREQUEST']._serialized_end=1015
+  _globals['_GETBUDGETRULERESPONSE']._serialized_start=1017
+  _globals['_GETBUDGETRULERESPONSE']._serialized_end=1083
+  _globals['_REMOVEBUDGETRULEREQUEST']._serialized_start=1085
+  _globals['_REMOVEBUDGETRULEREQUEST']._serialized_end=1153
+  _globals['_REMOVEBUDGETRULERESPONSE']._serialized_start=1155
+  _globals['_REMOVEBUDGETRULERESPONSE']._serialized_end=1181
+  _globals['_CHECKSPENDREQUEST']._serialized_start=1184
+  _globals['_CHECKSPENDREQUEST']._serialized_end=1356
+  _globals['_CHECKSPENDRESPONSE']._serialized_start=1358
+  _globals['_CHECKSPENDRESPONSE']._serialized_end=1468
+  _globals['_RULECHECK']._serialized_start=1471
+  _globals['_RULECHECK']._serialized_end=1716
+  _globals['_BUDGETSERVICE']._serialized_start=1719
+  _globals['_BUDGETSERVICE']._serialized_end=2062
 # @@protoc_insertion_point(module_scope)

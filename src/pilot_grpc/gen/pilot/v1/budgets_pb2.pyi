@@ -12,7 +12,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class BudgetRule(_message.Message):
-    __slots__ = ("agent_id", "per_tx_limit", "daily_limit", "monthly_limit", "day", "month", "create_time", "update_time")
+    __slots__ = ("agent_id", "per_tx_limit", "daily_limit", "monthly_limit", "day", "month", "create_time", "update_time", "any_recipient")
     AGENT_ID_FIELD_NUMBER: _ClassVar[int]
     PER_TX_LIMIT_FIELD_NUMBER: _ClassVar[int]
     DAILY_LIMIT_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class BudgetRule(_message.Message):
     MONTH_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    ANY_RECIPIENT_FIELD_NUMBER: _ClassVar[int]
     agent_id: str
     per_tx_limit: int
     daily_limit: int
@@ -29,7 +30,8 @@ class BudgetRule(_message.Message):
     month: BudgetWindow
     create_time: _timestamp_pb2.Timestamp
     update_time: _timestamp_pb2.Timestamp
-    def __init__(self, agent_id: _Optional[str] = ..., per_tx_limit: _Optional[int] = ..., daily_limit: _Optional[int] = ..., monthly_limit: _Optional[int] = ..., day: _Optional[_Union[BudgetWindow, _Mapping]] = ..., month: _Optional[_Union[BudgetWindow, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    any_recipient: bool
+    def __init__(self, agent_id: _Optional[str] = ..., per_tx_limit: _Optional[int] = ..., daily_limit: _Optional[int] = ..., monthly_limit: _Optional[int] = ..., day: _Optional[_Union[BudgetWindow, _Mapping]] = ..., month: _Optional[_Union[BudgetWindow, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., any_recipient: _Optional[bool] = ...) -> None: ...
 
 class BudgetWindow(_message.Message):
     __slots__ = ("limit", "spent", "held", "remaining", "start_time", "end_time")
@@ -48,16 +50,18 @@ class BudgetWindow(_message.Message):
     def __init__(self, limit: _Optional[int] = ..., spent: _Optional[int] = ..., held: _Optional[int] = ..., remaining: _Optional[int] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class SetBudgetRuleRequest(_message.Message):
-    __slots__ = ("agent_id", "per_tx_limit", "daily_limit", "monthly_limit")
+    __slots__ = ("agent_id", "per_tx_limit", "daily_limit", "monthly_limit", "any_recipient")
     AGENT_ID_FIELD_NUMBER: _ClassVar[int]
     PER_TX_LIMIT_FIELD_NUMBER: _ClassVar[int]
     DAILY_LIMIT_FIELD_NUMBER: _ClassVar[int]
     MONTHLY_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    ANY_RECIPIENT_FIELD_NUMBER: _ClassVar[int]
     agent_id: str
     per_tx_limit: int
     daily_limit: int
     monthly_limit: int
-    def __init__(self, agent_id: _Optional[str] = ..., per_tx_limit: _Optional[int] = ..., daily_limit: _Optional[int] = ..., monthly_limit: _Optional[int] = ...) -> None: ...
+    any_recipient: bool
+    def __init__(self, agent_id: _Optional[str] = ..., per_tx_limit: _Optional[int] = ..., daily_limit: _Optional[int] = ..., monthly_limit: _Optional[int] = ..., any_recipient: _Optional[bool] = ...) -> None: ...
 
 class SetBudgetRuleResponse(_message.Message):
     __slots__ = ("budget_rule",)
@@ -88,12 +92,14 @@ class RemoveBudgetRuleResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class CheckSpendRequest(_message.Message):
-    __slots__ = ("agent_id", "amount")
+    __slots__ = ("agent_id", "amount", "recipient")
     AGENT_ID_FIELD_NUMBER: _ClassVar[int]
     AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    RECIPIENT_FIELD_NUMBER: _ClassVar[int]
     agent_id: str
     amount: int
-    def __init__(self, agent_id: _Optional[str] = ..., amount: _Optional[int] = ...) -> None: ...
+    recipient: str
+    def __init__(self, agent_id: _Optional[str] = ..., amount: _Optional[int] = ..., recipient: _Optional[str] = ...) -> None: ...
 
 class CheckSpendResponse(_message.Message):
     __slots__ = ("approved", "decline", "rules")

@@ -51,6 +51,17 @@ class FailureReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FAILURE_REASON_EXPIRED: _ClassVar[FailureReason]
     FAILURE_REASON_AGENT_DELETED: _ClassVar[FailureReason]
     FAILURE_REASON_FUNDING_FAILED: _ClassVar[FailureReason]
+    FAILURE_REASON_RECIPIENT_NOT_ALLOWED: _ClassVar[FailureReason]
+    FAILURE_REASON_INSUFFICIENT_CHAIN_BALANCE: _ClassVar[FailureReason]
+    FAILURE_REASON_TRANSFER_EXPIRED: _ClassVar[FailureReason]
+    FAILURE_REASON_TRANSFER_FAILED: _ClassVar[FailureReason]
+    FAILURE_REASON_TRANSFER_NOT_SENT: _ClassVar[FailureReason]
+    FAILURE_REASON_RECIPIENT_NOT_A_WALLET: _ClassVar[FailureReason]
+    FAILURE_REASON_RECIPIENT_HAS_NO_ACCOUNT: _ClassVar[FailureReason]
+    FAILURE_REASON_ACCOUNT_FROZEN: _ClassVar[FailureReason]
+    FAILURE_REASON_TRANSFER_REJECTED: _ClassVar[FailureReason]
+    FAILURE_REASON_RECIPIENT_IS_THE_VAULT: _ClassVar[FailureReason]
+    FAILURE_REASON_DEPOSIT_UNDONE: _ClassVar[FailureReason]
 
 class StreamStart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -93,6 +104,17 @@ FAILURE_REASON_RELEASED: FailureReason
 FAILURE_REASON_EXPIRED: FailureReason
 FAILURE_REASON_AGENT_DELETED: FailureReason
 FAILURE_REASON_FUNDING_FAILED: FailureReason
+FAILURE_REASON_RECIPIENT_NOT_ALLOWED: FailureReason
+FAILURE_REASON_INSUFFICIENT_CHAIN_BALANCE: FailureReason
+FAILURE_REASON_TRANSFER_EXPIRED: FailureReason
+FAILURE_REASON_TRANSFER_FAILED: FailureReason
+FAILURE_REASON_TRANSFER_NOT_SENT: FailureReason
+FAILURE_REASON_RECIPIENT_NOT_A_WALLET: FailureReason
+FAILURE_REASON_RECIPIENT_HAS_NO_ACCOUNT: FailureReason
+FAILURE_REASON_ACCOUNT_FROZEN: FailureReason
+FAILURE_REASON_TRANSFER_REJECTED: FailureReason
+FAILURE_REASON_RECIPIENT_IS_THE_VAULT: FailureReason
+FAILURE_REASON_DEPOSIT_UNDONE: FailureReason
 STREAM_START_UNSPECIFIED: StreamStart
 STREAM_START_EARLIEST: StreamStart
 STREAM_START_LATEST: StreamStart
@@ -103,7 +125,7 @@ SPEND_DIMENSION_PROVIDER: SpendDimension
 SPEND_DIMENSION_MODEL: SpendDimension
 
 class Event(_message.Message):
-    __slots__ = ("id", "vault_id", "agent_id", "type", "kind", "status", "amount", "authorized_amount", "failure_reason", "decline", "tx_hash", "metadata", "provider", "model", "refunded_event_id", "create_time", "update_time", "expire_time", "revision")
+    __slots__ = ("id", "vault_id", "agent_id", "type", "kind", "status", "amount", "authorized_amount", "failure_reason", "decline", "tx_hash", "metadata", "provider", "model", "refunded_event_id", "create_time", "update_time", "expire_time", "revision", "recipient", "counterpart_event_id")
     ID_FIELD_NUMBER: _ClassVar[int]
     VAULT_ID_FIELD_NUMBER: _ClassVar[int]
     AGENT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +145,8 @@ class Event(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    RECIPIENT_FIELD_NUMBER: _ClassVar[int]
+    COUNTERPART_EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     id: str
     vault_id: str
     agent_id: str
@@ -142,7 +166,9 @@ class Event(_message.Message):
     update_time: _timestamp_pb2.Timestamp
     expire_time: _timestamp_pb2.Timestamp
     revision: int
-    def __init__(self, id: _Optional[str] = ..., vault_id: _Optional[str] = ..., agent_id: _Optional[str] = ..., type: _Optional[_Union[EventType, str]] = ..., kind: _Optional[_Union[EventKind, str]] = ..., status: _Optional[_Union[EventStatus, str]] = ..., amount: _Optional[int] = ..., authorized_amount: _Optional[int] = ..., failure_reason: _Optional[_Union[FailureReason, str]] = ..., decline: _Optional[_Union[Decline, _Mapping]] = ..., tx_hash: _Optional[str] = ..., metadata: _Optional[str] = ..., provider: _Optional[str] = ..., model: _Optional[str] = ..., refunded_event_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., revision: _Optional[int] = ...) -> None: ...
+    recipient: str
+    counterpart_event_id: str
+    def __init__(self, id: _Optional[str] = ..., vault_id: _Optional[str] = ..., agent_id: _Optional[str] = ..., type: _Optional[_Union[EventType, str]] = ..., kind: _Optional[_Union[EventKind, str]] = ..., status: _Optional[_Union[EventStatus, str]] = ..., amount: _Optional[int] = ..., authorized_amount: _Optional[int] = ..., failure_reason: _Optional[_Union[FailureReason, str]] = ..., decline: _Optional[_Union[Decline, _Mapping]] = ..., tx_hash: _Optional[str] = ..., metadata: _Optional[str] = ..., provider: _Optional[str] = ..., model: _Optional[str] = ..., refunded_event_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., revision: _Optional[int] = ..., recipient: _Optional[str] = ..., counterpart_event_id: _Optional[str] = ...) -> None: ...
 
 class Decline(_message.Message):
     __slots__ = ("reason", "limit", "spent", "held", "remaining", "window_end_time")
@@ -395,18 +421,50 @@ class SubscribeEventsResponse(_message.Message):
     def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., resume_token: _Optional[str] = ..., caught_up: _Optional[bool] = ...) -> None: ...
 
 class Change(_message.Message):
-    __slots__ = ("vault_id", "revision", "change_time", "vault_figures", "event")
+    __slots__ = ("vault_id", "revision", "change_time", "vault_figures", "event", "drift")
     VAULT_ID_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     CHANGE_TIME_FIELD_NUMBER: _ClassVar[int]
     VAULT_FIGURES_FIELD_NUMBER: _ClassVar[int]
     EVENT_FIELD_NUMBER: _ClassVar[int]
+    DRIFT_FIELD_NUMBER: _ClassVar[int]
     vault_id: str
     revision: int
     change_time: _timestamp_pb2.Timestamp
     vault_figures: VaultFigures
     event: Event
-    def __init__(self, vault_id: _Optional[str] = ..., revision: _Optional[int] = ..., change_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., vault_figures: _Optional[_Union[VaultFigures, _Mapping]] = ..., event: _Optional[_Union[Event, _Mapping]] = ...) -> None: ...
+    drift: Drift
+    def __init__(self, vault_id: _Optional[str] = ..., revision: _Optional[int] = ..., change_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., vault_figures: _Optional[_Union[VaultFigures, _Mapping]] = ..., event: _Optional[_Union[Event, _Mapping]] = ..., drift: _Optional[_Union[Drift, _Mapping]] = ...) -> None: ...
+
+class Drift(_message.Message):
+    __slots__ = ("id", "open", "amount", "slot", "found_amount", "expected_amount", "outflows", "create_time")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    FOUND_AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    OUTFLOWS_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    open: bool
+    amount: int
+    slot: int
+    found_amount: int
+    expected_amount: int
+    outflows: _containers.RepeatedCompositeFieldContainer[Outflow]
+    create_time: _timestamp_pb2.Timestamp
+    def __init__(self, id: _Optional[str] = ..., open: _Optional[bool] = ..., amount: _Optional[int] = ..., slot: _Optional[int] = ..., found_amount: _Optional[int] = ..., expected_amount: _Optional[int] = ..., outflows: _Optional[_Iterable[_Union[Outflow, _Mapping]]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class Outflow(_message.Message):
+    __slots__ = ("tx_hash", "amount", "slot")
+    TX_HASH_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    tx_hash: str
+    amount: int
+    slot: int
+    def __init__(self, tx_hash: _Optional[str] = ..., amount: _Optional[int] = ..., slot: _Optional[int] = ...) -> None: ...
 
 class VaultFigures(_message.Message):
     __slots__ = ("balance", "chain_balance", "held")

@@ -140,9 +140,11 @@ class LedgerServiceServicer:
     """
 
     def Spend(self, request, context):
-        """Spend takes an amount from the vault, if every limit allows it: metered use, such
-        as a model call. Confirmed at once, or declined. Needs EXECUTE; an agent may spend
-        as itself. Errors: RESOURCE_EXHAUSTED (DECLINES_LIMITED, OVERLOADED),
+        """Spend takes an amount from the vault, if every limit allows it. Without a recipient
+        it is metered use, such as a model call: confirmed at once, or declined. With one it
+        is a transfer of USDC on Solana: PENDING until the chain has decided, which takes
+        seconds, and then CONFIRMED, or FAILED with the amount given back. Needs EXECUTE; an
+        agent may spend as itself. Errors: RESOURCE_EXHAUSTED (DECLINES_LIMITED, OVERLOADED),
         UNIMPLEMENTED (RECIPIENT_UNSUPPORTED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

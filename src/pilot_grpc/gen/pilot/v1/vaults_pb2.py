@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from pilot_grpc.gen.buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from pilot_grpc.gen.pilot.v1 import ledger_pb2 as pilot_dot_v1_dot_ledger__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pilot/v1/vaults.proto\x12\x08pilot.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb1\x01\n\x05Vault\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07\x62\x61lance\x18\x04 \x01(\x03\x12\x15\n\rchain_balance\x18\x05 \x01(\x03\x12\x0c\n\x04held\x18\x06 \x01(\x03\x12\x10\n\x08revision\x18\x07 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"<\n\x0fGetVaultRequest\x12)\n\x08vault_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"2\n\x10GetVaultResponse\x12\x1e\n\x05vault\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Vault2Q\n\x0cVaultService\x12\x41\n\x08GetVault\x12\x19.pilot.v1.GetVaultRequest\x1a\x1a.pilot.v1.GetVaultResponseBE\n\x0c\x63om.pilot.v1P\x01Z3github.com/pilot-grpc/pilot/gen/go/pilot/v1;pilotv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pilot/v1/vaults.proto\x12\x08pilot.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15pilot/v1/ledger.proto\"\xd6\x01\n\x05Vault\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07\x62\x61lance\x18\x04 \x01(\x03\x12\x15\n\rchain_balance\x18\x05 \x01(\x03\x12\x0c\n\x04held\x18\x06 \x01(\x03\x12\x10\n\x08revision\x18\x07 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\nopen_drift\x18\t \x01(\x0b\x32\x0f.pilot.v1.Drift\"<\n\x0fGetVaultRequest\x12)\n\x08vault_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"2\n\x10GetVaultResponse\x12\x1e\n\x05vault\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Vault\"w\n\x18GetDepositAddressRequest\x12)\n\x08vault_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12%\n\x06\x61mount\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_amount\"}\n\x19GetDepositAddressResponse\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x15\n\rtoken_account\x18\x02 \x01(\t\x12\x11\n\tusdc_mint\x18\x03 \x01(\t\x12\x0f\n\x07\x63luster\x18\x04 \x01(\t\x12\x14\n\x0cpayment_link\x18\x05 \x01(\t\"\x84\x02\n\x0fWithdrawRequest\x12)\n\x08vault_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12 \n\x06\x61mount\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01(\x01\x12\x37\n\trecipient\x18\x03 \x01(\tB$\xbaH!r\x1f\x32\x1d^[1-9A-HJ-NP-Za-km-z]{32,44}$\x12.\n\nrequest_id\x18\x04 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[\\x21-\\x7e]{1,64}$\x12.\n\x08metadata\x18\x05 \x01(\tB\x17\xbaH\x14r\x12\x10\x01(\x80\x80\x01\x32\n^[^\\x00]*$H\x00\x88\x01\x01\x42\x0b\n\t_metadata\"2\n\x10WithdrawResponse\x12\x1e\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Event\"\x82\x02\n\rSettleRequest\x12)\n\x08vault_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12 \n\x06\x61mount\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01(\x01\x12\x37\n\trecipient\x18\x03 \x01(\tB$\xbaH!r\x1f\x32\x1d^[1-9A-HJ-NP-Za-km-z]{32,44}$\x12.\n\nrequest_id\x18\x04 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[\\x21-\\x7e]{1,64}$\x12.\n\x08metadata\x18\x05 \x01(\tB\x17\xbaH\x14r\x12\x10\x01(\x80\x80\x01\x32\n^[^\\x00]*$H\x00\x88\x01\x01\x42\x0b\n\t_metadata\"0\n\x0eSettleResponse\x12\x1e\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Event\"B\n\x15ReconcileVaultRequest\x12)\n\x08vault_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\"\x9f\x01\n\x16ReconcileVaultResponse\x12\x0c\n\x04slot\x18\x01 \x01(\x03\x12\x14\n\x0c\x66ound_amount\x18\x02 \x01(\x03\x12\x17\n\x0f\x65xpected_amount\x18\x03 \x01(\x03\x12\x16\n\x0epending_amount\x18\x04 \x01(\x03\x12\x1e\n\x05\x64rift\x18\x05 \x01(\x0b\x32\x0f.pilot.v1.Drift\x12\x10\n\x08warnings\x18\x06 \x03(\t\"\xb8\x01\n\x17\x41\x63knowledgeDriftRequest\x12)\n\x08vault_id\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12)\n\x08\x64rift_id\x18\x02 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,32}$\x12\x17\n\x06\x61mount\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02\x38\x00\x12.\n\nrequest_id\x18\x04 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[\\x21-\\x7e]{1,64}$\":\n\x18\x41\x63knowledgeDriftResponse\x12\x1e\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x0f.pilot.v1.Event2\xdf\x03\n\x0cVaultService\x12\x41\n\x08GetVault\x12\x19.pilot.v1.GetVaultRequest\x1a\x1a.pilot.v1.GetVaultResponse\x12\\\n\x11GetDepositAddress\x12\".pilot.v1.GetDepositAddressRequest\x1a#.pilot.v1.GetDepositAddressResponse\x12\x41\n\x08Withdraw\x12\x19.pilot.v1.WithdrawRequest\x1a\x1a.pilot.v1.WithdrawResponse\x12;\n\x06Settle\x12\x17.pilot.v1.SettleRequest\x1a\x18.pilot.v1.SettleResponse\x12S\n\x0eReconcileVault\x12\x1f.pilot.v1.ReconcileVaultRequest\x1a .pilot.v1.ReconcileVaultResponse\x12Y\n\x10\x41\x63knowledgeDrift\x12!.pilot.v1.AcknowledgeDriftRequest\x1a\".pilot.v1.AcknowledgeDriftResponseBE\n\x0c\x63om.pilot.v1P\x01Z3github.com/pilot-grpc/pilot/gen/go/pilot/v1;pilotv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,12 +37,66 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\014com.pilot.v1P\001Z3github.com/pilot-grpc/pilot/gen/go/pilot/v1;pilotv1'
   _globals['_GETVAULTREQUEST'].fields_by_name['vault_id']._loaded_options = None
   _globals['_GETVAULTREQUEST'].fields_by_name['vault_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{1,32}$'
-  _globals['_VAULT']._serialized_start=98
-  _globals['_VAULT']._serialized_end=275
-  _globals['_GETVAULTREQUEST']._serialized_start=277
-  _globals['_GETVAULTREQUEST']._serialized_end=337
-  _globals['_GETVAULTRESPONSE']._serialized_start=339
-  _globals['_GETVAULTRESPONSE']._serialized_end=389
-  _globals['_VAULTSERVICE']._serialized_start=391
-  _globals['_VAULTSERVICE']._serialized_end=472
+  _globals['_GETDEPOSITADDRESSREQUEST'].fields_by_name['vault_id']._loaded_options = None
+  _globals['_GETDEPOSITADDRESSREQUEST'].fields_by_name['vault_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{1,32}$'
+  _globals['_GETDEPOSITADDRESSREQUEST'].fields_by_name['amount']._loaded_options = None
+  _globals['_GETDEPOSITADDRESSREQUEST'].fields_by_name['amount']._serialized_options = b'\272H\r\"\013\030\200\200\232\246\352\257\343\001(\001'
+  _globals['_WITHDRAWREQUEST'].fields_by_name['vault_id']._loaded_options = None
+  _globals['_WITHDRAWREQUEST'].fields_by_name['vault_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{1,32}$'
+  _globals['_WITHDRAWREQUEST'].fields_by_name['amount']._loaded_options = None
+  _globals['_WITHDRAWREQUEST'].fields_by_name['amount']._serialized_options = b'\272H\r\"\013\030\200\200\232\246\352\257\343\001(\001'
+  _globals['_WITHDRAWREQUEST'].fields_by_name['recipient']._loaded_options = None
+  _globals['_WITHDRAWREQUEST'].fields_by_name['recipient']._serialized_options = b'\272H!r\0372\035^[1-9A-HJ-NP-Za-km-z]{32,44}$'
+  _globals['_WITHDRAWREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_WITHDRAWREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\027r\0252\023^[\\x21-\\x7e]{1,64}$'
+  _globals['_WITHDRAWREQUEST'].fields_by_name['metadata']._loaded_options = None
+  _globals['_WITHDRAWREQUEST'].fields_by_name['metadata']._serialized_options = b'\272H\024r\022\020\001(\200\200\0012\n^[^\\x00]*$'
+  _globals['_SETTLEREQUEST'].fields_by_name['vault_id']._loaded_options = None
+  _globals['_SETTLEREQUEST'].fields_by_name['vault_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{1,32}$'
+  _globals['_SETTLEREQUEST'].fields_by_name['amount']._loaded_options = None
+  _globals['_SETTLEREQUEST'].fields_by_name['amount']._serialized_options = b'\272H\r\"\013\030\200\200\232\246\352\257\343\001(\001'
+  _globals['_SETTLEREQUEST'].fields_by_name['recipient']._loaded_options = None
+  _globals['_SETTLEREQUEST'].fields_by_name['recipient']._serialized_options = b'\272H!r\0372\035^[1-9A-HJ-NP-Za-km-z]{32,44}$'
+  _globals['_SETTLEREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_SETTLEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\027r\0252\023^[\\x21-\\x7e]{1,64}$'
+  _globals['_SETTLEREQUEST'].fields_by_name['metadata']._loaded_options = None
+  _globals['_SETTLEREQUEST'].fields_by_name['metadata']._serialized_options = b'\272H\024r\022\020\001(\200\200\0012\n^[^\\x00]*$'
+  _globals['_RECONCILEVAULTREQUEST'].fields_by_name['vault_id']._loaded_options = None
+  _globals['_RECONCILEVAULTREQUEST'].fields_by_name['vault_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{1,32}$'
+  _globals['_ACKNOWLEDGEDRIFTREQUEST'].fields_by_name['vault_id']._loaded_options = None
+  _globals['_ACKNOWLEDGEDRIFTREQUEST'].fields_by_name['vault_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{1,32}$'
+  _globals['_ACKNOWLEDGEDRIFTREQUEST'].fields_by_name['drift_id']._loaded_options = None
+  _globals['_ACKNOWLEDGEDRIFTREQUEST'].fields_by_name['drift_id']._serialized_options = b'\272H\024r\0222\020^[a-z0-9]{1,32}$'
+  _globals['_ACKNOWLEDGEDRIFTREQUEST'].fields_by_name['amount']._loaded_options = None
+  _globals['_ACKNOWLEDGEDRIFTREQUEST'].fields_by_name['amount']._serialized_options = b'\272H\004\"\0028\000'
+  _globals['_ACKNOWLEDGEDRIFTREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_ACKNOWLEDGEDRIFTREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\027r\0252\023^[\\x21-\\x7e]{1,64}$'
+  _globals['_VAULT']._serialized_start=121
+  _globals['_VAULT']._serialized_end=335
+  _globals['_GETVAULTREQUEST']._serialized_start=337
+  _globals['_GETVAULTREQUEST']._serialized_end=397
+  _globals['_GETVAULTRESPONSE']._serialized_start=399
+  _globals['_GETVAULTRESPONSE']._serialized_end=449
+  _globals['_GETDEPOSITADDRESSREQUEST']._serialized_start=451
+  _globals['_GETDEPOSITADDRESSREQUEST']._serialized_end=570
+  _globals['_GETDEPOSITADDRESSRESPONSE']._serialized_start=572
+  _globals['_GETDEPOSITADDRESSRESPONSE']._serialized_end=697
+  _globals['_WITHDRAWREQUEST']._serialized_start=700
+  _globals['_WITHDRAWREQUEST']._serialized_end=960
+  _globals['_WITHDRAWRESPONSE']._serialized_start=962
+  _globals['_WITHDRAWRESPONSE']._serialized_end=1012
+  _globals['_SETTLEREQUEST']._serialized_start=1015
+  _globals['_SETTLEREQUEST']._serialized_end=1273
+  _globals['_SETTLERESPONSE']._serialized_start=1275
+  _globals['_SETTLERESPONSE']._serialized_end=1323
+  _globals['_RECONCILEVAULTREQUEST']._serialized_start=1325
+  _globals['_RECONCILEVAULTREQUEST']._serialized_end=1391
+  _globals['_RECONCILEVAULTRESPONSE']._serialized_start=1394
+  _globals['_RECONCILEVAULTRESPONSE']._serialized_end=1553
+  _globals['_ACKNOWLEDGEDRIFTREQUEST']._serialized_start=1556
+  _globals['_ACKNOWLEDGEDRIFTREQUEST']._serialized_end=1740
+  _globals['_ACKNOWLEDGEDRIFTRESPONSE']._serialized_start=1742
+  _globals['_ACKNOWLEDGEDRIFTRESPONSE']._serialized_end=1800
+  _globals['_VAULTSERVICE']._serialized_start=1803
+  _globals['_VAULTSERVICE']._serialized_end=2282
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,10 @@ if _version_not_supported:
 
 
 class VaultServiceStub:
-    """VaultService answers what a vault holds.
+    """VaultService answers what a vault holds, and moves its USDC on Solana for its owner.
+
+    All amounts are in USDC minor units (6 decimals: 1000000 is $1.00). Where this installation
+    works on no chain, all but GetVault is UNIMPLEMENTED (RECIPIENT_UNSUPPORTED).
     """
 
     def __init__(self, channel):
@@ -40,14 +43,95 @@ class VaultServiceStub:
                 request_serializer=pilot_dot_v1_dot_vaults__pb2.GetVaultRequest.SerializeToString,
                 response_deserializer=pilot_dot_v1_dot_vaults__pb2.GetVaultResponse.FromString,
                 _registered_method=True)
+        self.GetDepositAddress = channel.unary_unary(
+                '/pilot.v1.VaultService/GetDepositAddress',
+                request_serializer=pilot_dot_v1_dot_vaults__pb2.GetDepositAddressRequest.SerializeToString,
+                response_deserializer=pilot_dot_v1_dot_vaults__pb2.GetDepositAddressResponse.FromString,
+                _registered_method=True)
+        self.Withdraw = channel.unary_unary(
+                '/pilot.v1.VaultService/Withdraw',
+                request_serializer=pilot_dot_v1_dot_vaults__pb2.WithdrawRequest.SerializeToString,
+                response_deserializer=pilot_dot_v1_dot_vaults__pb2.WithdrawResponse.FromString,
+                _registered_method=True)
+        self.Settle = channel.unary_unary(
+                '/pilot.v1.VaultService/Settle',
+                request_serializer=pilot_dot_v1_dot_vaults__pb2.SettleRequest.SerializeToString,
+                response_deserializer=pilot_dot_v1_dot_vaults__pb2.SettleResponse.FromString,
+                _registered_method=True)
+        self.ReconcileVault = channel.unary_unary(
+                '/pilot.v1.VaultService/ReconcileVault',
+                request_serializer=pilot_dot_v1_dot_vaults__pb2.ReconcileVaultRequest.SerializeToString,
+                response_deserializer=pilot_dot_v1_dot_vaults__pb2.ReconcileVaultResponse.FromString,
+                _registered_method=True)
+        self.AcknowledgeDrift = channel.unary_unary(
+                '/pilot.v1.VaultService/AcknowledgeDrift',
+                request_serializer=pilot_dot_v1_dot_vaults__pb2.AcknowledgeDriftRequest.SerializeToString,
+                response_deserializer=pilot_dot_v1_dot_vaults__pb2.AcknowledgeDriftResponse.FromString,
+                _registered_method=True)
 
 
 class VaultServiceServicer:
-    """VaultService answers what a vault holds.
+    """VaultService answers what a vault holds, and moves its USDC on Solana for its owner.
+
+    All amounts are in USDC minor units (6 decimals: 1000000 is $1.00). Where this installation
+    works on no chain, all but GetVault is UNIMPLEMENTED (RECIPIENT_UNSUPPORTED).
     """
 
     def GetVault(self, request, context):
         """GetVault reads a vault and its figures. Needs READ; agents never see it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDepositAddress(self, request, context):
+        """GetDepositAddress tells where to send USDC to fund a vault. What arrives there becomes
+        a funding event with the transaction's signature: PENDING when it is seen, CONFIRMED
+        when it is final on chain. Send USDC of this cluster only: other tokens credit
+        nothing, and Pilot does not move them. Needs READ.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Withdraw(self, request, context):
+        """Withdraw pays USDC from the vault to a wallet of its owner's choice: an event of kind
+        WITHDRAWAL, PENDING until the chain has decided. It takes from both figures, and never
+        from holds. Only a user's session may. Errors: FAILED_PRECONDITION (EXCEEDS_VAULT,
+        VAULT_STOPPED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Settle(self, request, context):
+        """Settle pays out the USDC behind metered use: what was spent from the balance is still
+        on chain until its owner takes it. An event of kind SETTLEMENT, PENDING until the chain
+        has decided; it takes from the chain balance only, at most the chain balance less the
+        balance and the holds. Only a user's session may. Errors: FAILED_PRECONDITION
+        (EXCEEDS_VAULT, VAULT_STOPPED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReconcileVault(self, request, context):
+        """ReconcileVault compares a vault with the chain, now: at a finalized slot its token
+        account must hold the chain balance and the outflows that have not landed. It is done
+        by itself, too, every few minutes. A difference that stays is a drift: it stops the
+        vault's transfers, withdrawals and settlements until it is acknowledged, and comes in
+        the stream. Needs READ. Errors: UNAVAILABLE (CHAIN_UNAVAILABLE).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcknowledgeDrift(self, request, context):
+        """AcknowledgeDrift ends a drift: the ledger takes the difference as it is, and the vault's
+        transfers go on. Money that is missing becomes a confirmed WITHDRAWAL, and what of it is
+        more than the balance a SETTLEMENT after it; a surplus becomes a DEPOSIT. Only a user's
+        session may. Errors: FAILED_PRECONDITION (DRIFT_NOT_OPEN, DRIFT_CHANGED,
+        TRANSFERS_PENDING, BALANCE_TOO_LARGE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -61,6 +145,31 @@ def add_VaultServiceServicer_to_server(servicer, server):
                     request_deserializer=pilot_dot_v1_dot_vaults__pb2.GetVaultRequest.FromString,
                     response_serializer=pilot_dot_v1_dot_vaults__pb2.GetVaultResponse.SerializeToString,
             ),
+            'GetDepositAddress': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDepositAddress,
+                    request_deserializer=pilot_dot_v1_dot_vaults__pb2.GetDepositAddressRequest.FromString,
+                    response_serializer=pilot_dot_v1_dot_vaults__pb2.GetDepositAddressResponse.SerializeToString,
+            ),
+            'Withdraw': grpc.unary_unary_rpc_method_handler(
+                    servicer.Withdraw,
+                    request_deserializer=pilot_dot_v1_dot_vaults__pb2.WithdrawRequest.FromString,
+                    response_serializer=pilot_dot_v1_dot_vaults__pb2.WithdrawResponse.SerializeToString,
+            ),
+            'Settle': grpc.unary_unary_rpc_method_handler(
+                    servicer.Settle,
+                    request_deserializer=pilot_dot_v1_dot_vaults__pb2.SettleRequest.FromString,
+                    response_serializer=pilot_dot_v1_dot_vaults__pb2.SettleResponse.SerializeToString,
+            ),
+            'ReconcileVault': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReconcileVault,
+                    request_deserializer=pilot_dot_v1_dot_vaults__pb2.ReconcileVaultRequest.FromString,
+                    response_serializer=pilot_dot_v1_dot_vaults__pb2.ReconcileVaultResponse.SerializeToString,
+            ),
+            'AcknowledgeDrift': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcknowledgeDrift,
+                    request_deserializer=pilot_dot_v1_dot_vaults__pb2.AcknowledgeDriftRequest.FromString,
+                    response_serializer=pilot_dot_v1_dot_vaults__pb2.AcknowledgeDriftResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'pilot.v1.VaultService', rpc_method_handlers)
@@ -70,7 +179,10 @@ def add_VaultServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VaultService:
-    """VaultService answers what a vault holds.
+    """VaultService answers what a vault holds, and moves its USDC on Solana for its owner.
+
+    All amounts are in USDC minor units (6 decimals: 1000000 is $1.00). Where this installation
+    works on no chain, all but GetVault is UNIMPLEMENTED (RECIPIENT_UNSUPPORTED).
     """
 
     @staticmethod
@@ -90,6 +202,141 @@ class VaultService:
             '/pilot.v1.VaultService/GetVault',
             pilot_dot_v1_dot_vaults__pb2.GetVaultRequest.SerializeToString,
             pilot_dot_v1_dot_vaults__pb2.GetVaultResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDepositAddress(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilot.v1.VaultService/GetDepositAddress',
+            pilot_dot_v1_dot_vaults__pb2.GetDepositAddressRequest.SerializeToString,
+            pilot_dot_v1_dot_vaults__pb2.GetDepositAddressResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Withdraw(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilot.v1.VaultService/Withdraw',
+            pilot_dot_v1_dot_vaults__pb2.WithdrawRequest.SerializeToString,
+            pilot_dot_v1_dot_vaults__pb2.WithdrawResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Settle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilot.v1.VaultService/Settle',
+            pilot_dot_v1_dot_vaults__pb2.SettleRequest.SerializeToString,
+            pilot_dot_v1_dot_vaults__pb2.SettleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReconcileVault(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilot.v1.VaultService/ReconcileVault',
+            pilot_dot_v1_dot_vaults__pb2.ReconcileVaultRequest.SerializeToString,
+            pilot_dot_v1_dot_vaults__pb2.ReconcileVaultResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcknowledgeDrift(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilot.v1.VaultService/AcknowledgeDrift',
+            pilot_dot_v1_dot_vaults__pb2.AcknowledgeDriftRequest.SerializeToString,
+            pilot_dot_v1_dot_vaults__pb2.AcknowledgeDriftResponse.FromString,
             options,
             channel_credentials,
             insecure,
