@@ -148,7 +148,7 @@ class BalanceTooLarge(PilotError):
 
 class RecipientUnsupported(PilotError):
     reason = "RECIPIENT_UNSUPPORTED"
-    message = "Transfers on chain are not supported yet."
+    message = "This installation works on no chain."
 
 
 class DeclinesLimited(PilotError):
@@ -229,3 +229,33 @@ class WebhookNotSet(PilotError):
 class WebhookNeedsSecret(PilotError):
     reason = "WEBHOOK_NEEDS_SECRET"
     message = "The agent has no secret to sign with."
+
+
+class VaultStopped(PilotError):
+    reason = "VAULT_STOPPED"
+    message = "The vault's transfers are stopped until its drift is acknowledged."
+
+
+class ExceedsVault(PilotError):
+    reason = "EXCEEDS_VAULT"
+    message = "The amount is more than may leave the vault in this way."
+
+
+class DriftNotOpen(PilotError):
+    reason = "DRIFT_NOT_OPEN"
+    message = "This drift is not, or no longer, the open one."
+
+
+class DriftChanged(PilotError):
+    reason = "DRIFT_CHANGED"
+    message = "The drift has another amount by now."
+
+
+class TransfersPending(PilotError):
+    reason = "TRANSFERS_PENDING"
+    message = "Payments of the vault are still on their way."
+
+
+class ChainUnavailable(PilotError):
+    reason = "CHAIN_UNAVAILABLE"
+    message = "The Solana nodes do not answer, or not alike."

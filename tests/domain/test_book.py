@@ -456,6 +456,7 @@ class _History:
         request.sendings.append(model.Sending(sent_at, next(self.steps), outcome))
 
     def _request_of(self, command: Command) -> model.Request:
+        assert command.request is not None
         for request in self.requests:
             if request.request_id == command.request.request_id:
                 return request
@@ -473,6 +474,7 @@ class _History:
     def rows(self) -> list[model.Row]:
         records = []
         for change in self.book.changes:
+            assert change.event_id is not None
             event = self.book.events[change.event_id]
             records.append(
                 {

@@ -59,6 +59,7 @@ def recorded(book: Book, number: int) -> tuple[Running, Recorded]:
     change = changes[number]
     previous = changes.get(change.previous_revision or 0)
     running = recount.after(changes[number - 1]) if number > 1 else Running()
+    assert change.event_id is not None
     return running, Recorded(change, book.events[change.event_id], previous)
 
 
@@ -96,6 +97,7 @@ def test_an_edited_change_is_found(field: str) -> None:
     running, right = recorded(book, 5)
     edited = right.change._replace(**{field: EDITED_CHANGE[field]})  # type: ignore[arg-type]
 
+    assert edited.event_id is not None
     wrong = recount.check_change(
         running, right._replace(change=edited, event=book.events[edited.event_id])
     )

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Final, NamedTuple
 
 from pilot_grpc.domain.ids import AgentId, ProjectId
 from pilot_grpc.domain.webhooks import Webhook
 
-AGENTS_PER_PROJECT_MAX = 10_000
+AGENTS_PER_PROJECT_MAX: Final = 10_000
+RECIPIENTS_PER_AGENT_MAX: Final = 1_000
 
 
 class AgentStatus(StrEnum):
@@ -17,6 +19,14 @@ class AgentStatus(StrEnum):
     PAUSED = "paused"
     ERROR = "error"
     NEEDS_SETUP = "needs_setup"
+
+
+class Recipient(NamedTuple):
+    """A Solana wallet that an agent may pay."""
+
+    address: str
+    label: str | None
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

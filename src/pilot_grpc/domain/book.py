@@ -4,10 +4,11 @@ A book is filled under the vaults' locks, folds commands over what it holds, and
 written back in the same transaction. A command that is refused leaves it as it was.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from pilot_grpc import errors
 from pilot_grpc.domain import ledger
@@ -24,7 +25,7 @@ from pilot_grpc.domain.ledger import (
     Spender,
 )
 from pilot_grpc.domain.requests import Request
-from pilot_grpc.domain.vaults import BALANCE_MAX, Vault
+from pilot_grpc.domain.vaults import BALANCE_MAX, Drift, Vault, encode_drift
 
 OVERDUE_RETRY_SECONDS: Final = 1.0
 
@@ -37,6 +38,16 @@ class Answer:
     event: Event
 
 
+class Movement(NamedTuple):
+    """A transaction that is final on chain, and what it moved of a vault's USDC."""
+
+    vault_id: VaultId
+    signature: str
+    slot: int
+    delta: int
+    event_id: EventId | None
+
+
 @dataclass(slots=True)
 class Book:
     """What a batch reads and decides.
@@ -47,6 +58,10 @@ class Book:
     read after the locks. All are complete for the commands of the batch. In the vaults
     of `more_overdue` more holds are overdue than one batch settles, and `decline_rooms`
     says how often an agent may still be declined; an agent that is missing, always.
+
+    For payments on chain: `listed` are the agents and recipients of the commands that go
+    together, `vault_ids` the vaults that are recipients, `signatures` the transactions that
+    pending payments last signed, and `on_their_way` counts those payments of vaults.
     """
 
     clock: datetime
@@ -55,17 +70,24 @@ class Book:
     new_event_id: Callable[[], EventId]
     open_holds_max: int
     allow_credits: bool = True
+    pays_on_chain: bool = False
     more_overdue: set[VaultId] = field(default_factory=set)
     decline_rooms: dict[AgentId, DeclineRoom] = field(default_factory=dict)
     events: dict[EventId, Event] = field(default_factory=dict)
     refunded: dict[EventId, int] = field(default_factory=dict)
     tx_hashes: dict[tuple[VaultId, EventType, str], EventId] = field(default_factory=dict)
     answers: dict[tuple[str, str], Answer] = field(default_factory=dict)
+    listed: set[tuple[AgentId, str]] = field(default_factory=set)
+    vault_ids: dict[str, VaultId] = field(default_factory=dict)
+    signatures: dict[EventId, str | None] = field(default_factory=dict)
+    on_their_way: dict[VaultId, int] = field(default_factory=dict)
 
     created: dict[EventId, Event] = field(default_factory=dict, init=False)
     changed: dict[EventId, Event] = field(default_factory=dict, init=False)
     changes: list[Change] = field(default_factory=list, init=False)
     new_answers: list[Answer] = field(default_factory=list, init=False)
+    movements: list[Movement] = field(default_factory=list, init=False)
+    acknowledged: list[tuple[Drift, EventId]] = field(default_factory=list, init=False)
     _may_refuse_decline: bool = field(default=False, init=False)
 
     def now(self, vault: Vault) -> datetime:
@@ -82,14 +104,14 @@ class Book:
 
     def _must_be_answerable(self, command: Command) -> None:
         """Raise what would refuse a spend of a batch; only spends come in batches."""
+        if not isinstance(command, ledger.Spend):
+            raise TypeError(f"{type(command).__name__} in a batch")
         request = command.request
         before = self.answers.get((request.scope_id, request.request_id))
         if before is not None:
             before.request.must_equal(request.rpc, request.fingerprint)
-        elif isinstance(command, ledger.Spend):
-            self._must_be_declinable(self._spender(command.agent_id))
         else:
-            raise TypeError(f"{type(command).__name__} in a batch")
+            self._must_be_declinable(self._spender(command.agent_id))
 
     def answer(self, command: Command, *, may_refuse_decline: bool = False) -> Event:
         """Decide a command, or give the first answer again; raise PilotError to refuse.
@@ -97,6 +119,8 @@ class Book:
         A decline that must not be recorded now can be refused, too.
         """
         request = command.request
+        if request is None:
+            return self._decide(command)
         key = request.scope_id, request.request_id
         before = self.answers.get(key)
         if before is not None:
@@ -129,6 +153,31 @@ class Book:
             case ledger.FailFunding():
                 credit = self._pending_credit(command.event_id)
                 return self._fail(vault, credit, FailureReason.FUNDING_FAILED)
+            case _:
+                return self._decide_on_chain(vault, command)
+
+    def _decide_on_chain(self, vault: Vault, command: ledger.OnChain) -> Event:
+        """Take what owners want of the chain and what the chain says.
+
+        What it says again changes nothing.
+        """
+        match command:
+            case ledger.Withdraw():
+                return self._pay_owner(vault, command, EventKind.WITHDRAWAL, vault.withdrawable)
+            case ledger.Settle():
+                return self._pay_owner(vault, command, EventKind.SETTLEMENT, vault.settleable)
+            case ledger.AcknowledgeDrift():
+                return self._acknowledge(vault, command)
+            case ledger.RecordDeposit():
+                return self._deposit(vault, command)
+            case ledger.UndoDeposit():
+                return self._undo_deposit(vault, command)
+            case ledger.SightTransfer():
+                return self._sight(vault, command)
+            case ledger.ConfirmTransfer():
+                return self._confirm_transfer(vault, command)
+            case ledger.FailTransfer():
+                return self._fail_transfer(vault, command)
 
     def _vault(self, command: Command) -> Vault:
         vault = self.vaults.get(command.vault_id)
@@ -148,11 +197,50 @@ class Book:
         for hold in holds:
             self._fail(self.vaults[hold.vault_id], hold, FailureReason.AGENT_DELETED)
 
+    def stop(self, drift: Drift) -> Change:
+        """Stop the transfers of the only vault here, or say how its drift is by now.
+
+        A drift of nothing is over.
+        """
+        (vault,) = self.vaults.values()
+        vault.drift = drift if drift.amount else None
+        status = EventStatus.PENDING if drift.amount else EventStatus.CONFIRMED
+        return self._record_drift(vault, drift, status)
+
     def _spend(self, vault: Vault, command: ledger.Spend) -> Event:
         spender, now = self._spender(command.agent_id), self.now(vault)
+        if command.recipient is not None:
+            self._must_pay_on_chain()
+            return self._transfer(vault, spender, command, command.recipient)
         decline = self._decline(spender, vault, command.amount, now)
         status = EventStatus.CONFIRMED if decline is None else EventStatus.FAILED
         return self._record(vault, None, self._spent(spender, command, status, decline, now))
+
+    def _transfer(
+        self, vault: Vault, spender: Spender, command: ledger.Spend, recipient: str
+    ) -> Event:
+        now = self.now(vault)
+        payment = ledger.Payment(
+            is_stopped=vault.drift is not None,
+            is_listed=(spender.agent_id, recipient) in self.listed,
+            chain_balance=vault.chain_balance,
+        )
+        decline = self._decline(spender, vault, command.amount, now, payment)
+        status = EventStatus.PENDING if decline is None else EventStatus.FAILED
+        event = self._spent(spender, command, status, decline, now)
+        event = event._replace(kind=EventKind.TRANSFER, recipient=recipient)
+        return self._record(vault, None, self._with_counterpart(vault, event))
+
+    def _must_pay_on_chain(self) -> None:
+        if not self.pays_on_chain:
+            raise errors.RecipientUnsupported
+
+    def _with_counterpart(self, vault: Vault, event: Event) -> Event:
+        """Promise an id to the deposit that a payment to another vault becomes there."""
+        other = self.vault_ids.get(event.recipient or "")
+        if other is None or other == vault.id or event.status is EventStatus.FAILED:
+            return event
+        return event._replace(counterpart_event_id=self.new_event_id())
 
     def _authorize(self, vault: Vault, command: ledger.AuthorizeSpend) -> Event:
         spender, now = self._spender(command.agent_id), self.now(vault)
@@ -172,16 +260,21 @@ class Book:
         return spender
 
     def _decline(
-        self, spender: Spender, vault: Vault, amount: int, now: datetime
+        self,
+        spender: Spender,
+        vault: Vault,
+        amount: int,
+        now: datetime,
+        payment: ledger.Payment | None = None,
     ) -> ledger.Decline | None:
         if spender.rule is not None:
             spender.rule.roll(now)
-        reason = ledger.decline_reason(spender, vault.balance, amount)
+        reason = ledger.decline_reason(spender, vault.balance, amount, payment)
         if reason is None:
             return None
         if self._may_refuse_decline:
             self._must_be_declinable(spender)
-        return ledger.figures_behind(reason, spender, vault.balance, vault.held)
+        return ledger.figures_behind(reason, spender, vault.balance, vault.held, payment)
 
     def _must_be_declinable(self, spender: Spender) -> None:
         """Raise unless a decline of an agent would be right, and may be recorded."""
@@ -252,8 +345,10 @@ class Book:
         if refunded + command.amount > -spend.amount:
             raise errors.RefundExceedsSpend(remaining=-spend.amount - refunded)
         _must_fit(vault, command.amount)
-        event = self._funding(vault, command, EventKind.REFUND, EventStatus.CONFIRMED)
-        event = event._replace(agent_id=spend.agent_id, refunded_event_id=spend.id)
+        event = self._new(vault, EventKind.REFUND, EventStatus.CONFIRMED, command.amount)
+        event = event._replace(
+            agent_id=spend.agent_id, refunded_event_id=spend.id, metadata=command.metadata
+        )
         self.refunded[spend.id] = refunded + command.amount
         return self._record(vault, None, event)
 
@@ -261,7 +356,8 @@ class Book:
         status = EventStatus.PENDING if command.pending else EventStatus.CONFIRMED
         if status is EventStatus.CONFIRMED:
             _must_fit(vault, command.amount)
-        event = self._funding(vault, command, EventKind.CREDIT, status)
+        event = self._new(vault, EventKind.CREDIT, status, command.amount)
+        event = event._replace(metadata=command.metadata)
         if not self.allow_credits:
             raise errors.CreditsDisabled
         if command.tx_hash is not None:
@@ -271,36 +367,6 @@ class Book:
             self.tx_hashes[key] = event.id
             event = event._replace(tx_hash=command.tx_hash)
         return self._record(vault, None, event)
-
-    def _funding(
-        self,
-        vault: Vault,
-        command: ledger.Refund | ledger.RecordFunding,
-        kind: EventKind,
-        status: EventStatus,
-    ) -> Event:
-        now = self.now(vault)
-        return Event(
-            id=self.new_event_id(),
-            vault_id=vault.id,
-            agent_id=None,
-            type=EventType.FUNDING,
-            kind=kind,
-            status=status,
-            amount=command.amount,
-            authorized_amount=None,
-            expires_at=None,
-            failure_reason=None,
-            decline=None,
-            tx_hash=None,
-            metadata=command.metadata,
-            provider=None,
-            model=None,
-            refunded_event_id=None,
-            created_at=now,
-            updated_at=now,
-            revision=0,
-        )
 
     def _confirm_funding(self, vault: Vault, command: ledger.ConfirmFunding) -> Event:
         credit = self._pending_credit(command.event_id)
@@ -313,45 +379,191 @@ class Book:
             raise errors.FundingNotPending(status=event.status)
         return event
 
+    def _pay_owner(
+        self,
+        vault: Vault,
+        command: ledger.Withdraw | ledger.Settle,
+        kind: EventKind,
+        remaining: int,
+    ) -> Event:
+        self._must_pay_on_chain()
+        if vault.drift is not None:
+            raise errors.VaultStopped(drift_id=vault.drift.id, amount=vault.drift.amount)
+        if command.amount > remaining:
+            raise errors.ExceedsVault(remaining=remaining)
+        event = self._new(vault, kind, EventStatus.PENDING, -command.amount)
+        event = event._replace(metadata=command.metadata, recipient=command.recipient)
+        return self._record(vault, None, self._with_counterpart(vault, event))
+
+    def _deposit(self, vault: Vault, command: ledger.RecordDeposit) -> Event:
+        key = vault.id, EventType.FUNDING, command.tx_hash
+        known = self.tx_hashes.get(key)
+        before = None if known is None else self._event(known)
+        if before is not None and (
+            before.kind is not EventKind.DEPOSIT
+            or before.status is not EventStatus.PENDING
+            or command.landed_slot is None
+        ):
+            return before
+        if before is None:
+            event = self._new(vault, EventKind.DEPOSIT, EventStatus.PENDING, command.amount)
+            promised = command.event_id if command.event_id not in self.events else None
+            event = event._replace(
+                id=promised or event.id,
+                tx_hash=command.tx_hash,
+                counterpart_event_id=command.counterpart_event_id,
+            )
+            self.tx_hashes[key] = event.id
+        else:
+            event = before._replace(amount=command.amount)
+        if command.landed_slot is not None:
+            _must_fit(vault, command.amount)
+            event = event._replace(status=EventStatus.CONFIRMED)
+            self._move(event, command.tx_hash, command.landed_slot)
+        return self._record(vault, before, event)
+
+    def _undo_deposit(self, vault: Vault, command: ledger.UndoDeposit) -> Event:
+        deposit = self._event(command.event_id)
+        if deposit.kind is not EventKind.DEPOSIT or deposit.status is not EventStatus.PENDING:
+            return deposit
+        # Without its signature: should that land after all, it is a deposit of its own.
+        undone = deposit._replace(
+            status=EventStatus.FAILED, failure_reason=FailureReason.DEPOSIT_UNDONE, tx_hash=None
+        )
+        self.tx_hashes.pop((vault.id, EventType.FUNDING, deposit.tx_hash or ""), None)
+        return self._record(vault, deposit, undone)
+
+    def _sight(self, vault: Vault, command: ledger.SightTransfer) -> Event:
+        payment = self._event(command.event_id)
+        if not payment.is_on_its_way or payment.tx_hash == command.tx_hash:
+            return payment
+        return self._record(vault, payment, payment._replace(tx_hash=command.tx_hash))
+
+    def _confirm_transfer(self, vault: Vault, command: ledger.ConfirmTransfer) -> Event:
+        payment = self._event(command.event_id)
+        if not payment.is_on_its_way:
+            return payment
+        confirmed = payment._replace(status=EventStatus.CONFIRMED, tx_hash=command.tx_hash)
+        self._move(confirmed, command.tx_hash, command.landed_slot)
+        return self._record(vault, payment, confirmed)
+
+    def _fail_transfer(self, vault: Vault, command: ledger.FailTransfer) -> Event:
+        payment = self._event(command.event_id)
+        if not payment.is_on_its_way or self.signatures.get(payment.id) != command.signature:
+            return payment
+        return self._fail(vault, payment, command.reason)
+
+    def _move(self, event: Event, signature: str, slot: int) -> None:
+        """Note which transaction it is that an event is confirmed by."""
+        self.movements.append(Movement(event.vault_id, signature, slot, event.amount, event.id))
+
+    def _acknowledge(self, vault: Vault, command: ledger.AcknowledgeDrift) -> Event:
+        drift = vault.drift
+        if drift is None or drift.id != command.drift_id:
+            raise errors.DriftNotOpen
+        if drift.amount != command.amount:
+            raise errors.DriftChanged(amount=drift.amount)
+        pending = self.on_their_way.get(vault.id, 0)
+        if pending:
+            raise errors.TransfersPending(pending=pending)
+        parts = _parts(vault, drift.amount)
+        vault.drift = None
+        self._record_drift(vault, drift, EventStatus.CONFIRMED)
+        events = [
+            self._record(
+                vault,
+                None,
+                self._new(vault, kind, EventStatus.CONFIRMED, amount)._replace(
+                    metadata=json.dumps({"drift_id": drift.id})
+                ),
+            )
+            for kind, amount in parts
+        ]
+        self.acknowledged.append((drift, events[0].id))
+        return events[0]
+
+    def _new(self, vault: Vault, kind: EventKind, status: EventStatus, amount: int) -> Event:
+        """Make an event that is nobody's in particular."""
+        now = self.now(vault)
+        return Event(
+            id=self.new_event_id(),
+            vault_id=vault.id,
+            agent_id=None,
+            type=EventType.FUNDING if amount > 0 else EventType.SPEND,
+            kind=kind,
+            status=status,
+            amount=amount,
+            authorized_amount=None,
+            expires_at=None,
+            failure_reason=None,
+            decline=None,
+            tx_hash=None,
+            metadata=None,
+            provider=None,
+            model=None,
+            refunded_event_id=None,
+            created_at=now,
+            updated_at=now,
+            revision=0,
+        )
+
     def _fail(self, vault: Vault, event: Event, reason: FailureReason) -> Event:
         failed = event._replace(status=EventStatus.FAILED, failure_reason=reason)
         return self._record(vault, event, failed)
 
     def _record(self, vault: Vault, before: Event | None, after: Event) -> Event:
-        """Number a change and move what it moves: the one way anything changes."""
+        """Number a change and move what it moves: the one way any event changes."""
         now = self.now(vault)
         was, is_now = ledger.figures_of(before), ledger.figures_of(after)
         vault.balance += is_now.balance - was.balance
         vault.chain_balance += is_now.chain_balance - was.chain_balance
         vault.held += is_now.held - was.held
-        vault.revision += 1
-        vault.last_change_at = now
-        event = after._replace(updated_at=now, revision=vault.revision)
+        event = after._replace(updated_at=now, revision=vault.revision + 1)
         if event.decline is not None and event.agent_id in self.decline_rooms:
             self.decline_rooms[event.agent_id].left -= 1
         self._count(before, event, now)
-        change = Change(
-            vault_id=vault.id,
-            revision=vault.revision,
+        change = self._next(vault, event.status, event.amount)._replace(
             event_id=event.id,
             previous_revision=before and before.revision,
-            status=event.status,
-            amount=event.amount,
             failure_reason=event.failure_reason,
             tx_hash=event.tx_hash,
-            balance_after=vault.balance,
-            chain_balance_after=vault.chain_balance,
-            held_after=vault.held,
-            changed_at=now,
-            digest=b"",
         )
-        vault.digest = ledger.digest_of(vault.digest, event, change)
-        self.changes.append(change._replace(digest=vault.digest))
+        self._append(vault, event, change)
         self.events[event.id] = event
         (self.created if before is None or event.id in self.created else self.changed)[event.id] = (
             event
         )
         return event
+
+    def _record_drift(self, vault: Vault, drift: Drift, status: EventStatus) -> Change:
+        """Number a change of a vault's drift: the one way that changes."""
+        change = self._next(vault, status, drift.amount)._replace(drift=encode_drift(drift))
+        return self._append(vault, None, change)
+
+    def _next(self, vault: Vault, status: EventStatus, amount: int) -> Change:
+        """Begin the change that comes next; the vault's figures are those after it."""
+        return Change(
+            vault_id=vault.id,
+            revision=vault.revision + 1,
+            event_id=None,
+            previous_revision=None,
+            status=status,
+            amount=amount,
+            failure_reason=None,
+            tx_hash=None,
+            balance_after=vault.balance,
+            chain_balance_after=vault.chain_balance,
+            held_after=vault.held,
+            changed_at=self.now(vault),
+            digest=b"",
+        )
+
+    def _append(self, vault: Vault, event: Event | None, change: Change) -> Change:
+        vault.revision, vault.last_change_at = change.revision, change.changed_at
+        vault.digest = ledger.digest_of(vault.digest, event, change)
+        change = change._replace(digest=vault.digest)
+        self.changes.append(change)
+        return change
 
     def _count(self, before: Event | None, after: Event, now: datetime) -> None:
         spender = self.spenders.get(after.agent_id) if after.agent_id else None
@@ -372,3 +584,20 @@ def _must_fit(vault: Vault, amount: int) -> None:
     """Refuse what is too much, counting what is held: it may come back."""
     if vault.balance + vault.held + amount > BALANCE_MAX:
         raise errors.BalanceTooLarge(balance=vault.balance, limit=BALANCE_MAX)
+
+
+def _parts(vault: Vault, amount: int) -> list[tuple[EventKind, int]]:
+    """Say as what a difference between ledger and chain is taken into the ledger.
+
+    What is missing is taken from both figures, and what the balance no longer has, because
+    it was spent on metered use, from the chain balance alone.
+    """
+    if abs(amount) > ledger.AMOUNT_MAX or amount > BALANCE_MAX - vault.balance - vault.held:
+        raise errors.BalanceTooLarge(balance=vault.balance, limit=BALANCE_MAX)
+    if amount > 0:
+        return [(EventKind.DEPOSIT, amount)]
+    if -amount > vault.chain_balance:
+        raise errors.DriftChanged(amount=-vault.chain_balance)
+    withdrawn = min(-amount, vault.balance)
+    parts = [(EventKind.WITHDRAWAL, -withdrawn), (EventKind.SETTLEMENT, amount + withdrawn)]
+    return [(kind, part) for kind, part in parts if part]

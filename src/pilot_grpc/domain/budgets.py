@@ -30,7 +30,8 @@ class Window:
 class BudgetRule:
     """An agent's limits and counters; one that is locked changes as the batch decides.
 
-    The counters belong to the day and the month of `last_reset_at`.
+    The counters belong to the day and the month of `last_reset_at`. With `any_recipient`
+    the agent may pay wallets that are not on its list.
     """
 
     agent_id: AgentId
@@ -44,6 +45,7 @@ class BudgetRule:
     last_reset_at: datetime
     created_at: datetime
     updated_at: datetime
+    any_recipient: bool = False
 
     def roll(self, now: datetime) -> None:
         """Open the windows of `now`, if they are later; windows only move forward."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 from pilot_grpc.domain.agents import AgentStatus
 from pilot_grpc.domain.budgets import BudgetRule
@@ -55,14 +55,25 @@ class FailureReason(StrEnum):
     VAULT_STOPPED = "vault_stopped"
     NO_BUDGET_RULE = "no_budget_rule"
     AGENT_NOT_ACTIVE = "agent_not_active"
+    RECIPIENT_NOT_ALLOWED = "recipient_not_allowed"
     PER_TX_LIMIT = "per_tx_limit"
     DAILY_LIMIT = "daily_limit"
     MONTHLY_LIMIT = "monthly_limit"
     INSUFFICIENT_BALANCE = "insufficient_balance"
+    INSUFFICIENT_CHAIN_BALANCE = "insufficient_chain_balance"
     RELEASED = "released"
     EXPIRED = "expired"
     AGENT_DELETED = "agent_deleted"
     FUNDING_FAILED = "funding_failed"
+    TRANSFER_EXPIRED = "transfer_expired"
+    TRANSFER_FAILED = "transfer_failed"
+    TRANSFER_NOT_SENT = "transfer_not_sent"
+    RECIPIENT_NOT_A_WALLET = "recipient_not_a_wallet"
+    RECIPIENT_HAS_NO_ACCOUNT = "recipient_has_no_account"
+    ACCOUNT_FROZEN = "account_frozen"
+    TRANSFER_REJECTED = "transfer_rejected"
+    RECIPIENT_IS_THE_VAULT = "recipient_is_the_vault"
+    DEPOSIT_UNDONE = "deposit_undone"
 
 
 class Decline(NamedTuple):
@@ -101,19 +112,30 @@ class Event(NamedTuple):
     created_at: datetime
     updated_at: datetime
     revision: int
+    recipient: str | None = None
+    counterpart_event_id: EventId | None = None
 
     @property
     def is_open_hold(self) -> bool:
         """Whether it can still be captured or released."""
         return self.status is EventStatus.PENDING and self.authorized_amount is not None
 
+    @property
+    def is_on_its_way(self) -> bool:
+        """Whether the chain has yet to decide about a payment."""
+        return self.status is EventStatus.PENDING and self.recipient is not None
+
 
 class Change(NamedTuple):
-    """The n-th thing that happened to a vault: the event as it was then, and the figures."""
+    """The n-th thing that happened to a vault: the event as it was then, and the figures.
+
+    Or its drift, as JSON text, instead of an event: then `amount` is the difference, and
+    PENDING stands for an open one.
+    """
 
     vault_id: VaultId
     revision: int
-    event_id: EventId
+    event_id: EventId | None
     previous_revision: int | None
     status: EventStatus
     amount: int
@@ -124,6 +146,7 @@ class Change(NamedTuple):
     held_after: int
     changed_at: datetime
     digest: bytes
+    drift: str | None = None
 
 
 class EventFilter(NamedTuple):
@@ -223,7 +246,17 @@ class Spender:
     rule: BudgetRule | None
 
 
-def decline_reason(spender: Spender, balance: int, amount: int) -> FailureReason | None:
+class Payment(NamedTuple):
+    """What a decision reads about a payment on chain, beyond what every spend needs."""
+
+    is_stopped: bool
+    is_listed: bool
+    chain_balance: int
+
+
+def decline_reason(  # noqa: C901 - the order that the API promises, a line each
+    spender: Spender, balance: int, amount: int, payment: Payment | None = None
+) -> FailureReason | None:
     """Decide a spend; the rule must be rolled to now. None approves.
 
     The order is the order of FailureReason, and the first that applies is the answer.
@@ -231,10 +264,14 @@ def decline_reason(spender: Spender, balance: int, amount: int) -> FailureReason
     rule = spender.rule
     if spender.project_status is not ProjectStatus.ACTIVE:
         return FailureReason.PROJECT_NOT_ACTIVE
+    if payment is not None and payment.is_stopped:
+        return FailureReason.VAULT_STOPPED
     if rule is None:
         return FailureReason.NO_BUDGET_RULE
     if spender.status is not AgentStatus.ACTIVE:
         return FailureReason.AGENT_NOT_ACTIVE
+    if payment is not None and not (payment.is_listed or rule.any_recipient):
+        return FailureReason.RECIPIENT_NOT_ALLOWED
     if amount > rule.per_tx_limit:
         return FailureReason.PER_TX_LIMIT
     if rule.daily_spent + amount > rule.daily_limit:
@@ -243,14 +280,24 @@ def decline_reason(spender: Spender, balance: int, amount: int) -> FailureReason
         return FailureReason.MONTHLY_LIMIT
     if amount > balance:
         return FailureReason.INSUFFICIENT_BALANCE
+    if payment is not None and amount > payment.chain_balance:
+        return FailureReason.INSUFFICIENT_CHAIN_BALANCE
     return None
 
 
-def figures_behind(reason: FailureReason, spender: Spender, balance: int, held: int) -> Decline:
+def figures_behind(
+    reason: FailureReason,
+    spender: Spender,
+    balance: int,
+    held: int,
+    payment: Payment | None = None,
+) -> Decline:
     """Return the figures that a decline for this reason shows."""
     rule = spender.rule
     if reason is FailureReason.INSUFFICIENT_BALANCE:
         return Decline(reason, held=held, remaining=balance)
+    if reason is FailureReason.INSUFFICIENT_CHAIN_BALANCE and payment is not None:
+        return Decline(reason, remaining=payment.chain_balance)
     if rule is None:
         return Decline(reason)
     if reason is FailureReason.PER_TX_LIMIT:
@@ -282,49 +329,57 @@ class RuleCheck(NamedTuple):
     figures: Decline
 
 
-def check_rules(spender: Spender, balance: int, held: int, amount: int) -> list[RuleCheck]:
+def check_rules(
+    spender: Spender, balance: int, held: int, amount: int, payment: Payment | None = None
+) -> list[RuleCheck]:
     """Answer for every rule by itself, in the order of the decision.
 
-    Rules that a missing budget rule leaves nothing to say about are left out.
+    Rules that a missing budget rule leaves nothing to say about are left out, and so are
+    those for payments on chain where there is none.
     """
     rule = spender.rule
-    passed = {
-        FailureReason.PROJECT_NOT_ACTIVE: spender.project_status is ProjectStatus.ACTIVE,
-        FailureReason.NO_BUDGET_RULE: rule is not None,
-        FailureReason.AGENT_NOT_ACTIVE: spender.status is AgentStatus.ACTIVE,
-    }
+    passed = {FailureReason.PROJECT_NOT_ACTIVE: spender.project_status is ProjectStatus.ACTIVE}
+    if payment is not None:
+        passed[FailureReason.VAULT_STOPPED] = not payment.is_stopped
+    passed[FailureReason.NO_BUDGET_RULE] = rule is not None
+    passed[FailureReason.AGENT_NOT_ACTIVE] = spender.status is AgentStatus.ACTIVE
+    if payment is not None and rule is not None:
+        passed[FailureReason.RECIPIENT_NOT_ALLOWED] = payment.is_listed or rule.any_recipient
     reasons = [*passed]
     if rule is not None:
         reasons += [FailureReason.PER_TX_LIMIT, FailureReason.DAILY_LIMIT]
         reasons += [FailureReason.MONTHLY_LIMIT] if rule.monthly_limit is not None else []
     reasons.append(FailureReason.INSUFFICIENT_BALANCE)
+    reasons += [FailureReason.INSUFFICIENT_CHAIN_BALANCE] if payment is not None else []
     checks = []
     for reason in reasons:
-        figures = figures_behind(reason, spender, balance, held)
+        figures = figures_behind(reason, spender, balance, held, payment)
         if figures.remaining is not None:
             passed[reason] = amount <= figures.remaining
         checks.append(RuleCheck(passed[reason], figures))
     return checks
 
 
-def digest_of(previous: bytes, event: Event, change: Change) -> bytes:
+def digest_of(previous: bytes, event: Event | None, change: Change) -> bytes:
     """Return the check value of a change: it covers the change, its event, and all before.
 
     A field that is added later joins at the end, and only where it is set, so that the
     digests of older changes stay what they are.
     """
-    content = json.dumps(
-        [
-            change.revision,
-            change.previous_revision,
-            change.status,
-            change.amount,
-            change.failure_reason,
-            change.tx_hash,
-            change.balance_after,
-            change.chain_balance_after,
-            change.held_after,
-            change.changed_at.isoformat(),
+    content: list[object] = [
+        change.revision,
+        change.previous_revision,
+        change.status,
+        change.amount,
+        change.failure_reason,
+        change.tx_hash,
+        change.balance_after,
+        change.chain_balance_after,
+        change.held_after,
+        change.changed_at.isoformat(),
+    ]
+    if event is not None:
+        content += [
             event.id,
             event.vault_id,
             event.agent_id,
@@ -339,8 +394,11 @@ def digest_of(previous: bytes, event: Event, change: Change) -> bytes:
             event.refunded_event_id,
             event.created_at.isoformat(),
         ]
-    )
-    return hashlib.blake2b(previous + content.encode(), digest_size=16).digest()
+        if event.recipient is not None or event.counterpart_event_id is not None:
+            content += [event.recipient, event.counterpart_event_id]
+    else:
+        content += [change.vault_id, change.drift]
+    return hashlib.blake2b(previous + json.dumps(content).encode(), digest_size=16).digest()
 
 
 def encode_decline(decline: Decline) -> str:
@@ -361,7 +419,7 @@ def decode_decline(text: str) -> Decline:
 
 @dataclass(frozen=True, slots=True)
 class Spend:
-    """Metered use: confirmed at once, or declined."""
+    """Metered use: confirmed at once, or declined. With a recipient, a payment on chain."""
 
     request: Request
     vault_id: VaultId
@@ -370,6 +428,7 @@ class Spend:
     provider: str | None = None
     model: str | None = None
     metadata: str | None = None
+    recipient: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,6 +505,115 @@ class FailFunding:
     event_id: EventId
 
 
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """The owner's payment to a wallet, out of both figures."""
+
+    request: Request
+    vault_id: VaultId
+    amount: int
+    recipient: str
+    metadata: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The USDC behind metered use, paid out to its owner."""
+
+    request: Request
+    vault_id: VaultId
+    amount: int
+    recipient: str
+    metadata: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AcknowledgeDrift:
+    """The open drift, taken into the ledger as it is."""
+
+    request: Request
+    vault_id: VaultId
+    drift_id: str
+    amount: int
+
+
+# What follows is what the chain says. Nobody asks for it, so it has no request_id: it can be
+# said again at any time, and changes nothing then.
+
+
+@dataclass(frozen=True, slots=True)
+class RecordDeposit:
+    """USDC that arrived. `landed_slot` is set once it is final, and only then it counts.
+
+    `event_id` is the id that the payment of another vault has promised to this deposit,
+    and `counterpart_event_id` is that payment.
+    """
+
+    vault_id: VaultId
+    amount: int
+    tx_hash: str
+    landed_slot: int | None
+    event_id: EventId | None = None
+    counterpart_event_id: EventId | None = None
+    request: ClassVar[None] = None
+
+
+@dataclass(frozen=True, slots=True)
+class UndoDeposit:
+    """A pending deposit that a fork has undone."""
+
+    vault_id: VaultId
+    event_id: EventId
+    request: ClassVar[None] = None
+
+
+@dataclass(frozen=True, slots=True)
+class SightTransfer:
+    """A payment that is seen on chain, and not yet final."""
+
+    vault_id: VaultId
+    event_id: EventId
+    tx_hash: str
+    request: ClassVar[None] = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmTransfer:
+    """A payment that is final on chain."""
+
+    vault_id: VaultId
+    event_id: EventId
+    tx_hash: str
+    landed_slot: int
+    request: ClassVar[None] = None
+
+
+@dataclass(frozen=True, slots=True)
+class FailTransfer:
+    """A payment that was never made, and never will be.
+
+    `signature` is that of its last transaction, about which this is known; None if none was
+    signed. Where another one was signed meanwhile, nothing happens.
+    """
+
+    vault_id: VaultId
+    event_id: EventId
+    reason: FailureReason
+    signature: str | None
+    request: ClassVar[None] = None
+
+
+OnChain = (
+    Withdraw
+    | Settle
+    | AcknowledgeDrift
+    | RecordDeposit
+    | UndoDeposit
+    | SightTransfer
+    | ConfirmTransfer
+    | FailTransfer
+)
+
 Command = (
     Spend
     | AuthorizeSpend
@@ -455,4 +623,5 @@ Command = (
     | RecordFunding
     | ConfirmFunding
     | FailFunding
+    | OnChain
 )

@@ -30,12 +30,13 @@ _HEAD_BYTES: Final = len(_TOKEN_VERSION) + _HASH_BYTES
 class Update(NamedTuple):
     """A numbered change of a vault, with all of its event as it was at that change.
 
-    The fields are those of `Change` and `Event`; `decline` is the JSON text of its column.
+    The fields are those of `Change` and `Event`; `decline` and `drift` are the JSON texts of
+    their columns. A change of a drift has no event, and none of its fields.
     """
 
     vault_id: VaultId
     revision: int
-    event_id: EventId
+    event_id: EventId | None
     previous_revision: int | None
     status: EventStatus
     amount: int
@@ -47,8 +48,8 @@ class Update(NamedTuple):
     changed_at: datetime
     digest: bytes
     agent_id: AgentId | None
-    type: EventType
-    kind: EventKind
+    type: EventType | None
+    kind: EventKind | None
     authorized_amount: int | None
     expires_at: datetime | None
     decline: str | None
@@ -56,7 +57,10 @@ class Update(NamedTuple):
     provider: str | None
     model: str | None
     refunded_event_id: EventId | None
-    created_at: datetime
+    created_at: datetime | None
+    recipient: str | None = None
+    counterpart_event_id: EventId | None = None
+    drift: str | None = None
 
 
 class Head(NamedTuple):
@@ -84,7 +88,7 @@ class Scope(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which changes to deliver; None allows everything."""
+    """Which changes to deliver; None allows everything. A drift passes no filter of events."""
 
     types: frozenset[EventType] | None = None
     kinds: frozenset[EventKind] | None = None
@@ -92,11 +96,16 @@ class Wanted(NamedTuple):
 
     def allows(self, update: Update) -> bool:
         """Say whether a change is delivered."""
+        if update.drift is not None:
+            return self == _EVERYTHING
         return (
             (self.types is None or update.type in self.types)
             and (self.kinds is None or update.kind in self.kinds)
             and (self.statuses is None or update.status in self.statuses)
         )
+
+
+_EVERYTHING: Final = Wanted()
 
 
 class Start(StrEnum):
