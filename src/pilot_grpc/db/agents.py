@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from pilot_grpc.db.budgets import budget_rule
 from pilot_grpc.db.connection import Connection, Record
-from pilot_grpc.domain.agents import Agent, AgentStatus
+from pilot_grpc.domain.agents import Agent, AgentStatus, Recipient
 from pilot_grpc.domain.ids import AgentId, ProjectId, UserId, VaultId
 from pilot_grpc.domain.ledger import Spender
 from pilot_grpc.domain.projects import ProjectStatus
@@ -91,7 +91,8 @@ SELECT agents.id AS agent_id, vaults.id AS vault_id, projects.status AS project_
        agents.status, agents.provider, agents.model, agents.open_holds,
        rules.agent_id IS NOT NULL AS has_rule, rules.per_tx_limit, rules.daily_limit,
        rules.monthly_limit, rules.daily_spent, rules.daily_held, rules.monthly_spent,
-       rules.monthly_held, rules.last_reset_at, rules.created_at, rules.updated_at
+       rules.monthly_held, rules.last_reset_at, rules.created_at, rules.updated_at,
+       rules.any_recipient
   FROM agents
   JOIN projects ON projects.id = agents.project_id
   JOIN vaults ON vaults.project_id = projects.id
@@ -139,6 +140,46 @@ UPDATE agents
        api_key_hash = NULL,
        updated_at = clock_timestamp()
  WHERE id = $1::text
+"""
+
+
+COUNT_RECIPIENTS: Final = """
+SELECT count(*)
+  FROM agent_recipients
+ WHERE agent_id = $1::text
+"""
+
+UPSERT_RECIPIENT: Final = """
+INSERT INTO agent_recipients (agent_id, address, label)
+VALUES ($1::text, $2::text, $3::text)
+    ON CONFLICT (agent_id, address) DO UPDATE
+   SET label = excluded.label
+RETURNING address, label, created_at
+"""
+
+DELETE_RECIPIENT: Final = """
+DELETE FROM agent_recipients
+ WHERE agent_id = $1::text
+   AND address = $2::text
+RETURNING address
+"""
+
+SELECT_RECIPIENTS: Final = """
+SELECT address, label, created_at
+  FROM agent_recipients
+ WHERE agent_id = $1::text
+   AND address > $2::text
+ ORDER BY address
+ LIMIT $3::integer
+"""
+
+# Which of these agents and recipients go together.
+SELECT_LISTED: Final = """
+SELECT recipients.agent_id, recipients.address
+  FROM unnest($1::text[], $2::text[]) AS asked (agent_id, address)
+  JOIN agent_recipients AS recipients
+    ON recipients.agent_id = asked.agent_id
+   AND recipients.address = asked.address
 """
 
 
@@ -206,6 +247,40 @@ async def select_spenders(conn: Connection, ids: Collection[AgentId]) -> dict[Ag
         )
         for row in await conn.fetch(SELECT_SPENDERS, list(ids))
     }
+
+
+async def count_recipients(conn: Connection, agent_id: AgentId) -> int:
+    """Count whom an agent may pay; the vault must be locked."""
+    count: int = await conn.fetchval(COUNT_RECIPIENTS, agent_id)
+    return count
+
+
+async def upsert_recipient(
+    conn: Connection, agent_id: AgentId, address: str, label: str | None
+) -> Recipient:
+    """Let an agent pay a wallet; the vault must be locked."""
+    (row,) = await conn.fetch(UPSERT_RECIPIENT, agent_id, address, label)
+    return Recipient(*row)
+
+
+async def delete_recipient(conn: Connection, agent_id: AgentId, address: str) -> bool:
+    """Take a wallet off an agent's list, and say whether it was on it; the vault must be locked."""
+    return await conn.fetchval(DELETE_RECIPIENT, agent_id, address) is not None
+
+
+async def select_recipients(
+    conn: Connection, agent_id: AgentId, after: str, limit: int
+) -> list[Recipient]:
+    """Read whom an agent may pay, by address, after an address."""
+    return [Recipient(*row) for row in await conn.fetch(SELECT_RECIPIENTS, agent_id, after, limit)]
+
+
+async def select_listed(
+    conn: Connection, pairs: Collection[tuple[AgentId, str]]
+) -> set[tuple[AgentId, str]]:
+    """Say which agents have which recipients on their lists; the vaults must be locked."""
+    rows = await conn.fetch(SELECT_LISTED, *map(list, zip(*pairs, strict=True)))
+    return {(row["agent_id"], row["address"]) for row in rows}
 
 
 async def update_agent(

@@ -11,7 +11,7 @@ from pilot_grpc.domain.ids import AgentId, UserId
 SELECT_RULE: Final = """
 SELECT rules.agent_id, rules.per_tx_limit, rules.daily_limit, rules.monthly_limit,
        rules.daily_spent, rules.daily_held, rules.monthly_spent, rules.monthly_held,
-       rules.last_reset_at, rules.created_at, rules.updated_at
+       rules.last_reset_at, rules.created_at, rules.updated_at, rules.any_recipient
   FROM agent_budget_rules AS rules
   JOIN agents ON agents.id = rules.agent_id
   JOIN projects ON projects.id = agents.project_id
@@ -23,11 +23,12 @@ SELECT rules.agent_id, rules.per_tx_limit, rules.daily_limit, rules.monthly_limi
 INSERT_RULE: Final = """
 INSERT INTO agent_budget_rules (
     id, agent_id, per_tx_limit, daily_limit, monthly_limit, daily_spent, daily_held,
-    monthly_spent, monthly_held, last_reset_at, created_at, updated_at
+    monthly_spent, monthly_held, last_reset_at, created_at, updated_at, any_recipient
 )
 VALUES (
     $1::text, $2::text, $3::bigint, $4::bigint, $5::bigint, $6::bigint, $7::bigint,
-    $8::bigint, $9::bigint, $10::timestamptz, $11::timestamptz, $12::timestamptz
+    $8::bigint, $9::bigint, $10::timestamptz, $11::timestamptz, $12::timestamptz,
+    $13::boolean
 )
 """
 
@@ -36,7 +37,8 @@ UPDATE agent_budget_rules
    SET per_tx_limit = $2::bigint,
        daily_limit = $3::bigint,
        monthly_limit = $4::bigint,
-       updated_at = $5::timestamptz
+       updated_at = $5::timestamptz,
+       any_recipient = $6::boolean
  WHERE agent_id = $1::text
 """
 
@@ -101,6 +103,7 @@ async def insert_rule(conn: Connection, rule_id: str, rule: BudgetRule) -> None:
         rule.last_reset_at,
         rule.created_at,
         rule.updated_at,
+        rule.any_recipient,
     )
 
 
@@ -113,6 +116,7 @@ async def update_limits(conn: Connection, rule: BudgetRule) -> None:
         rule.daily_limit,
         rule.monthly_limit,
         rule.updated_at,
+        rule.any_recipient,
     )
 
 
@@ -159,4 +163,5 @@ def budget_rule(row: Record) -> BudgetRule:
         last_reset_at=row["last_reset_at"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        any_recipient=row["any_recipient"],
     )

@@ -55,7 +55,8 @@ SELECT requests.scope_id, requests.request_id, requests.rpc, requests.fingerprin
        requests.status, requests.amount, events.authorized_amount, events.expires_at,
        requests.failure_reason, events.decline, requests.tx_hash, events.metadata,
        events.provider, events.model, events.refunded_event_id, events.created_at,
-       requests.answered_at AS updated_at, requests.revision
+       requests.answered_at AS updated_at, requests.revision,
+       events.recipient, events.counterpart_event_id
   FROM unnest($1::text[], $2::text[], $3::text[]) AS asked (vault_id, scope_id, request_id)
   JOIN event_requests AS requests
     ON requests.vault_id = asked.vault_id
@@ -67,7 +68,7 @@ SELECT requests.scope_id, requests.request_id, requests.rpc, requests.fingerprin
 SELECT_EVENTS_BY_ID: Final = """
 SELECT id, vault_id, agent_id, type, kind, status, amount, authorized_amount, expires_at,
        failure_reason, decline, tx_hash, metadata, provider, model, refunded_event_id,
-       created_at, updated_at, revision
+       created_at, updated_at, revision, recipient, counterpart_event_id
   FROM events
  WHERE id = ANY ($1::text[])
 """
@@ -78,7 +79,7 @@ SELECT events.id, events.vault_id, events.agent_id, events.type, events.kind,
        events.status, events.amount, events.authorized_amount, events.expires_at,
        events.failure_reason, events.decline, events.tx_hash, events.metadata,
        events.provider, events.model, events.refunded_event_id, events.created_at,
-       events.updated_at, events.revision
+       events.updated_at, events.revision, events.recipient, events.counterpart_event_id
   FROM unnest($1::text[]) AS asked (vault_id)
  CROSS JOIN LATERAL (
            SELECT holds.id
@@ -96,7 +97,7 @@ SELECT events.id, events.vault_id, events.agent_id, events.type, events.kind,
 SELECT_OPEN_HOLDS_OF_AGENT: Final = """
 SELECT id, vault_id, agent_id, type, kind, status, amount, authorized_amount, expires_at,
        failure_reason, decline, tx_hash, metadata, provider, model, refunded_event_id,
-       created_at, updated_at, revision
+       created_at, updated_at, revision, recipient, counterpart_event_id
   FROM events
  WHERE status = 'pending'
    AND vault_id = $1::text
@@ -161,7 +162,7 @@ SELECT events.id, events.vault_id, events.agent_id, events.type, events.kind,
        events.status, events.amount, events.authorized_amount, events.expires_at,
        events.failure_reason, events.decline, events.tx_hash, events.metadata,
        events.provider, events.model, events.refunded_event_id, events.created_at,
-       events.updated_at, events.revision
+       events.updated_at, events.revision, events.recipient, events.counterpart_event_id
   FROM projects
   JOIN vaults ON vaults.project_id = projects.id
  CROSS JOIN LATERAL (
@@ -406,4 +407,6 @@ def event_of(row: Record) -> Event:
         created_at=row["created_at"],
         updated_at=row["updated_at"],
         revision=row["revision"],
+        recipient=row["recipient"],
+        counterpart_event_id=row["counterpart_event_id"],
     )

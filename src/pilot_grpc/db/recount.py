@@ -20,7 +20,7 @@ SELECT revision, balance, chain_balance, held, digest, changed_at
 
 SELECT_CHANGES_AFTER: Final = """
 SELECT vault_id, revision, event_id, previous_revision, status, amount, failure_reason,
-       tx_hash, balance_after, chain_balance_after, held_after, changed_at, digest
+       tx_hash, balance_after, chain_balance_after, held_after, changed_at, digest, drift
   FROM event_changes
  WHERE vault_id = $1::text
    AND revision > $2::bigint
@@ -30,7 +30,7 @@ SELECT vault_id, revision, event_id, previous_revision, status, amount, failure_
 
 SELECT_CHANGES_AT: Final = """
 SELECT vault_id, revision, event_id, previous_revision, status, amount, failure_reason,
-       tx_hash, balance_after, chain_balance_after, held_after, changed_at, digest
+       tx_hash, balance_after, chain_balance_after, held_after, changed_at, digest, drift
   FROM event_changes
  WHERE vault_id = $1::text
    AND revision = ANY ($2::bigint[])
@@ -39,7 +39,7 @@ SELECT vault_id, revision, event_id, previous_revision, status, amount, failure_
 SELECT_EVENTS_AFTER: Final = """
 SELECT id, vault_id, agent_id, type, kind, status, amount, authorized_amount, expires_at,
        failure_reason, decline, tx_hash, metadata, provider, model, refunded_event_id,
-       created_at, updated_at, revision
+       created_at, updated_at, revision, recipient, counterpart_event_id
   FROM events
  WHERE vault_id = $1::text
    AND ($2::timestamptz IS NULL OR (created_at, id) > ($2::timestamptz, $3::text))
@@ -59,7 +59,7 @@ SELECT agents.id AS counted_agent_id, agents.open_holds,
        ) AS counted_open_holds,
        rules.agent_id, rules.per_tx_limit, rules.daily_limit, rules.monthly_limit,
        rules.daily_spent, rules.daily_held, rules.monthly_spent, rules.monthly_held,
-       rules.last_reset_at, rules.created_at, rules.updated_at
+       rules.last_reset_at, rules.created_at, rules.updated_at, rules.any_recipient
   FROM agents
   JOIN vaults ON vaults.project_id = agents.project_id
   LEFT JOIN agent_budget_rules AS rules ON rules.agent_id = agents.id

@@ -41,8 +41,9 @@ SELECT changes.vault_id, changes.revision, changes.digest
    AND changes.revision = asked.revision
 """
 
-# The next changes of each vault, in their order, each with its event as it was then. What
-# of an event can change is read from the change, all else from the event. LIMIT keeps the
+# The next changes of each vault, in their order, each with its event as it was then, or
+# without one where it is the vault's drift. What of an event can change is read from the
+# change, all else from the event. LIMIT keeps the
 # planner from joining whole tables, whatever it guesses, and the range, which is as good
 # because the numbers have no gaps, keeps it from sorting all that is left of a vault.
 SELECT_UPDATES: Final = """
@@ -52,12 +53,13 @@ SELECT changes.vault_id, changes.revision, changes.event_id, changes.previous_re
        changes.changed_at, changes.digest,
        events.agent_id, events.type, events.kind, events.authorized_amount,
        events.expires_at, events.decline, events.metadata, events.provider, events.model,
-       events.refunded_event_id, events.created_at
+       events.refunded_event_id, events.created_at, events.recipient,
+       events.counterpart_event_id, changes.drift
   FROM unnest($1::text[], $2::bigint[]) AS asked (vault_id, revision)
  CROSS JOIN LATERAL (
            SELECT vault_id, revision, event_id, previous_revision, status, amount,
                   failure_reason, tx_hash, balance_after, chain_balance_after, held_after,
-                  changed_at, digest
+                  changed_at, digest, drift
              FROM event_changes
             WHERE event_changes.vault_id = asked.vault_id
               AND event_changes.revision > asked.revision
@@ -65,7 +67,7 @@ SELECT changes.vault_id, changes.revision, changes.event_id, changes.previous_re
             ORDER BY event_changes.revision
             LIMIT $3::bigint
        ) AS changes
-  JOIN events ON events.id = changes.event_id
+  LEFT JOIN events ON events.id = changes.event_id
  ORDER BY changes.vault_id, changes.revision
 """
 
