@@ -26,9 +26,17 @@ from pilot_grpc.services.accounts import Accounts, Passwords
 from pilot_grpc.services.agents import Agents, Homes
 from pilot_grpc.services.books import Books
 from pilot_grpc.services.budgets import Budgets
+from pilot_grpc.services.chain import (
+    FEE_PAYER_SECONDS,
+    Chain,
+    FeePayer,
+    Signers,
+    sealed_fee_payer,
+)
 from pilot_grpc.services.credentials import WRITE_USES_SECONDS, Credentials
 from pilot_grpc.services.declines import Declines
 from pilot_grpc.services.deliveries import Deliveries
+from pilot_grpc.services.deposits import Deposits
 from pilot_grpc.services.expiry import CLEAN_SECONDS, SWEEP_SECONDS, Expiry, every
 from pilot_grpc.services.feeds import Feeds
 from pilot_grpc.services.ids import IdSource
@@ -36,27 +44,46 @@ from pilot_grpc.services.lanes import CONNECTIONS_PER_LANE, Lanes
 from pilot_grpc.services.ledger import Ledger
 from pilot_grpc.services.outbound import Outbound
 from pilot_grpc.services.projects import Projects
+from pilot_grpc.services.reconciliation import ROUND_SECONDS, Reconciler
 from pilot_grpc.services.recount import Auditor
 from pilot_grpc.services.stream import CONNECTIONS as STREAM_CONNECTIONS
 from pilot_grpc.services.stream import Streams
+from pilot_grpc.services.transfers import Transfers
 from pilot_grpc.services.trimming import TRIM_SECONDS, Trimming
 from pilot_grpc.services.turns import Turns
 from pilot_grpc.services.vaults import Vaults
 from pilot_grpc.services.webhooks import Sender, Webhooks, must_be_callable
-from pilot_grpc.settings import Settings
+from pilot_grpc.settings import Settings, SolanaCluster
+from pilot_grpc.solana import clusters
+from pilot_grpc.solana.answers import Commitment
 from pilot_grpc.solana.custody import Custody
+from pilot_grpc.solana.endpoint import EndpointSettings
+from pilot_grpc.solana.payments import FeePolicy
+from pilot_grpc.solana.rpc import Rpc
+from pilot_grpc.solana.signing import Signer
 
 DOOR_CONNECTIONS: Final = 2
 WATCH_CONNECTIONS: Final = 2
+CHAIN_CONNECTIONS: Final = 4
+
+# What a fee payer gets where SOL is worth nothing.
+AIRDROP_LAMPORTS: Final = 10**9
+
+_CLUSTERS: Final = {
+    SolanaCluster.EMBEDDED: clusters.EMBEDDED,
+    SolanaCluster.LOCALNET: clusters.LOCALNET,
+    SolanaCluster.DEVNET: clusters.DEVNET,
+    SolanaCluster.MAINNET: clusters.MAINNET_BETA,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Databases:
-    """The same database five times, so that nobody takes the connections of another.
+    """The same database six times, so that nobody takes the connections of another.
 
     `money` is for the lanes alone, `door` for the credentials of those who come, `watch`
-    for those of open streams and for health, `streams` for subscribers, `reads` for all
-    else.
+    for those of open streams and for health, `streams` for subscribers, `chain` for what
+    works on Solana, `reads` for all else.
     """
 
     reads: Database
@@ -64,6 +91,18 @@ class Databases:
     door: Database
     watch: Database
     streams: Database
+    chain: Database
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What works on the chain."""
+
+    chain: Chain
+    transfers: Transfers
+    deposits: Deposits
+    reconciler: Reconciler
+    fee_payer: FeePayer
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +127,27 @@ class App:
     budgets: Budgets
     ledger: Ledger
     auditor: Auditor
+    settlement: Settlement | None
 
 
-def build(settings: Settings, databases: Databases, clock: Clock = read_clock) -> App:
-    """Build the services."""
+def build(
+    settings: Settings,
+    databases: Databases,
+    clock: Clock = read_clock,
+    *,
+    rpc: Rpc | None = None,
+    fee_payer: Signer | None = None,
+) -> App:
+    """Build the services; those that work on the chain when there is one, and who pays."""
     database = databases.reads
     new_id = IdSource()
-    books = Books(clock, new_id, settings.open_holds_limit, settings.allow_credits)
+    books = Books(
+        clock,
+        new_id,
+        settings.open_holds_limit,
+        settings.allow_credits,
+        pays_on_chain=rpc is not None,
+    )
     declines = Declines(settings.declines_per_minute)
     feeds = Feeds(databases.streams)
     lanes = Lanes(
@@ -118,6 +171,11 @@ def build(settings: Settings, databases: Databases, clock: Clock = read_clock) -
     if settings.wrapping_key is None:
         raise ValueError("vaults cannot be made without a wrapping key")
     sealer = Sealer(settings.wrapping_key, settings.old_wrapping_keys)
+    worker = f"{platform.node()}:{os.getpid()}:{new_id()}"
+    settlement = None
+    if rpc is not None and fee_payer is not None:
+        signers = Signers(databases.chain, Custody(sealer), fee_payer)
+        settlement = _settlement(settings, databases.chain, lanes, books, rpc, signers, worker)
     allow_private = settings.webhooks_allow_private
     outbound = Outbound(allow_private=allow_private)
     sender = Sender(outbound)
@@ -134,7 +192,13 @@ def build(settings: Settings, databases: Databases, clock: Clock = read_clock) -
             database, Passwords(), new_id, settings.sign_up_enabled, settings.session_lifetime
         ),
         projects=Projects(database, Custody(sealer), lanes, new_id),
-        vaults=Vaults(database),
+        vaults=Vaults(
+            database,
+            lanes,
+            turns,
+            None if settlement is None else settlement.chain,
+            None if settlement is None else settlement.reconciler,
+        ),
         agents=Agents(
             database, books, new_id, partial(must_be_callable, allow_private=allow_private)
         ),
@@ -146,12 +210,71 @@ def build(settings: Settings, databases: Databases, clock: Clock = read_clock) -
             sender,
             sealer,
             wire.webhook_body,
-            f"{platform.node()}:{os.getpid()}:{new_id()}",
+            worker,
         ),
         budgets=Budgets(database, clock, homes, new_id),
         ledger=Ledger(database, lanes, homes, declines, turns, streams),
         auditor=Auditor(database, turns),
+        settlement=settlement,
     )
+
+
+def _settlement(
+    settings: Settings,
+    database: Database,
+    lanes: Lanes,
+    books: Books,
+    rpc: Rpc,
+    signers: Signers,
+    worker: str,
+) -> Settlement:
+    """Build what works on the chain."""
+    chain = Chain(
+        rpc,
+        settings.solana_cluster,
+        settings.solana_usdc_mint or _CLUSTERS[settings.solana_cluster].usdc_mint or "",
+        Commitment(settings.solana_commitment),
+    )
+    poll = settings.solana_poll
+    deposits = Deposits(database, lanes, chain, poll=poll)
+    is_development = settings.solana_cluster is SolanaCluster.EMBEDDED
+    transfers = Transfers(
+        database,
+        lanes,
+        chain,
+        signers,
+        worker=worker,
+        policy=FeePolicy(price_max=settings.priority_fee_max),
+        accounts_per_day=settings.recipient_accounts_per_day,
+        poll=poll,
+    )
+    lanes.on_their_way = transfers.wake
+    return Settlement(
+        chain=chain,
+        transfers=transfers,
+        deposits=deposits,
+        reconciler=Reconciler(
+            database, books, chain, deposits, new_id=books.new_id, interval=settings.reconcile
+        ),
+        fee_payer=FeePayer(
+            chain,
+            signers.fee_payer.address,
+            settings.fee_payer_low_lamports,
+            partial(rpc.airdrop, lamports=AIRDROP_LAMPORTS) if is_development else None,
+        ),
+    )
+
+
+def rpc_of(settings: Settings) -> Rpc | None:
+    """Return the port to the configured nodes; None where there are none."""
+    if not settings.solana_rpc_urls:
+        return None
+    per_second = settings.solana_rpc_requests_per_second
+    endpoints = [
+        EndpointSettings(url=url, requests_per_second=per_second, burst=2 * per_second)
+        for url in settings.solana_rpc_urls
+    ]
+    return Rpc(_CLUSTERS[settings.solana_cluster], endpoints)
 
 
 @asynccontextmanager
@@ -167,8 +290,11 @@ async def running(
         door=await open_database(url, pooler=pooler, size=DOOR_CONNECTIONS),
         watch=await open_database(url, pooler=pooler, size=WATCH_CONNECTIONS),
         streams=await open_database(url, pooler=pooler, size=STREAM_CONNECTIONS),
+        chain=await open_database(url, pooler=pooler, size=CHAIN_CONNECTIONS),
     )
-    app = build(settings, databases, clock)
+    rpc = rpc_of(settings)
+    fee_payer = None if rpc is None else await fee_payer_of(settings, databases.chain)
+    app = build(settings, databases, clock, rpc=rpc, fee_payer=fee_payer)
     app.lanes.start()
     tasks = [asyncio.create_task(app.feeds.run())]
     if duties:
@@ -180,6 +306,9 @@ async def running(
         ]
     if duties and app.trimming.is_wanted:
         tasks.append(asyncio.create_task(every(TRIM_SECONDS, app.trimming.trim)))
+    settlement = app.settlement if duties and settings.settlement_enabled else None
+    if settlement is not None:
+        tasks += await _start_settlement(settlement)
     delivers = duties and settings.webhooks_enabled
     if delivers:
         app.deliveries.start()
@@ -192,12 +321,39 @@ async def running(
         await app.outbound.close()
         for task in tasks:
             task.cancel()
+        if settlement is not None:
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await settlement.transfers.close()
         await app.lanes.close()
+        if rpc is not None:
+            await rpc.close()
         if duties:
             with suppress(errors.DatabaseUnavailable, errors.Overloaded):
                 await app.credentials.write_uses()
         pools = [getattr(databases, field.name) for field in fields(databases)]
         await asyncio.gather(*(pool.close() for pool in pools))
+
+
+async def _start_settlement(settlement: Settlement) -> list[asyncio.Task[None]]:
+    """Begin to work on the chain. Deposits come first: they are what payments are made of."""
+    deposits, fee_payer = settlement.deposits, settlement.fee_payer
+    await deposits.begin()
+    await fee_payer.check()
+    settlement.transfers.start()
+    return [
+        asyncio.create_task(every(deposits.watch_seconds, deposits.watch)),
+        asyncio.create_task(every(CLEAN_SECONDS, deposits.begin)),
+        asyncio.create_task(every(ROUND_SECONDS, settlement.reconciler.round)),
+        asyncio.create_task(every(FEE_PAYER_SECONDS, fee_payer.check)),
+    ]
+
+
+async def fee_payer_of(settings: Settings, database: Database) -> Signer:
+    """Return who pays the fees: a key of a backend, if one is configured, else a sealed one."""
+    if settings.wrapping_key is None:
+        raise ValueError("a fee payer's key cannot be made without a wrapping key")
+    sealer = Sealer(settings.wrapping_key, settings.old_wrapping_keys)
+    return await sealed_fee_payer(database, Custody(sealer))
 
 
 def build_server(settings: Settings, app: App) -> Server:

@@ -19,7 +19,6 @@ async def status_of(tenant: Tenant, agent_id: str) -> str:
 async def test_an_agent_is_active_once_it_has_a_key_and_a_rule(shared: Pilot) -> None:
     """In either order; without its rule it needs setup again, without its key it does not."""
     tenant = await shared.tenant(balance=0)
-    rule = {"per_tx_limit": 1, "daily_limit": 1}
     seen = []
     for key_first in (True, False):
         request = pb.CreateAgentRequest(project_id=tenant.project_id, name="Agent")
@@ -27,7 +26,7 @@ async def test_an_agent_is_active_once_it_has_a_key_and_a_rule(shared: Pilot) ->
         seen.append(await status_of(tenant, agent.id))
         steps = [
             pb.IssueAgentKeyRequest(agent_id=agent.id),
-            budgets.SetBudgetRuleRequest(agent_id=agent.id, **rule),
+            budgets.SetBudgetRuleRequest(agent_id=agent.id, per_tx_limit=1, daily_limit=1),
         ]
         for step in steps if key_first else reversed(steps):
             await tenant.owner(step)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pilot_grpc.domain.agents import Recipient
 from pilot_grpc.domain.ids import AgentId, ProjectId
 from pilot_grpc.gen.pilot.v1 import agents_pb2 as pb
 from pilot_grpc.gen.pilot.v1 import agents_pb2_grpc
@@ -114,3 +115,41 @@ class AgentServicer(agents_pb2_grpc.AgentServiceServicer):
             auth.caller.get(), AgentId(message.agent_id), message.from_revision
         )
         return pb.RedeliverWebhookResponse(webhook=wire.webhook(webhook))
+
+    async def AddRecipient(
+        self, message: pb.AddRecipientRequest, context: Any
+    ) -> pb.AddRecipientResponse:
+        recipient = await self._agents.add_recipient(
+            auth.caller.get(),
+            AgentId(message.agent_id),
+            message.address,
+            wire.text(message, "label"),
+        )
+        return pb.AddRecipientResponse(recipient=wire.recipient(recipient))
+
+    async def RemoveRecipient(
+        self, message: pb.RemoveRecipientRequest, context: Any
+    ) -> pb.RemoveRecipientResponse:
+        agent_id = AgentId(message.agent_id)
+        await self._agents.remove_recipient(auth.caller.get(), agent_id, message.address)
+        return pb.RemoveRecipientResponse()
+
+    async def ListRecipients(
+        self, message: pb.ListRecipientsRequest, context: Any
+    ) -> pb.ListRecipientsResponse:
+        caller = auth.caller.get()
+        rows = await self._agents.list_recipients(
+            caller,
+            wire.visible_agent(message, caller),
+            paging.address(message),
+            paging.size(message) + 1,
+        )
+        page, token = paging.cut(message, rows, by_address)
+        return pb.ListRecipientsResponse(
+            recipients=[wire.recipient(row) for row in page], next_page_token=token
+        )
+
+
+def by_address(recipient: Recipient) -> tuple[str]:
+    """Say where a recipient stands in its list."""
+    return (recipient.address,)

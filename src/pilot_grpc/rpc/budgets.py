@@ -17,7 +17,7 @@ class BudgetServicer(budgets_pb2_grpc.BudgetServiceServicer):
         self, message: pb.SetBudgetRuleRequest, context: Any
     ) -> pb.SetBudgetRuleResponse:
         monthly = message.monthly_limit if message.HasField("monthly_limit") else None
-        limits = Limits(message.per_tx_limit, message.daily_limit, monthly)
+        limits = Limits(message.per_tx_limit, message.daily_limit, monthly, message.any_recipient)
         rule = await self._budgets.set(auth.caller.get(), AgentId(message.agent_id), limits)
         return pb.SetBudgetRuleResponse(budget_rule=wire.budget_rule(rule))
 
@@ -39,7 +39,8 @@ class BudgetServicer(budgets_pb2_grpc.BudgetServiceServicer):
     ) -> pb.CheckSpendResponse:
         caller = auth.caller.get()
         agent_id = wire.visible_agent(message, caller)
-        check = await self._budgets.check(caller, agent_id, message.amount)
+        recipient = wire.text(message, "recipient")
+        check = await self._budgets.check(caller, agent_id, message.amount, recipient)
         declined = check.declined
         return pb.CheckSpendResponse(
             approved=declined is None,

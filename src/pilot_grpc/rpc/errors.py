@@ -57,6 +57,12 @@ STATUS_CODES: Final[Mapping[type[errors.PilotError], grpc.StatusCode]] = {
     errors.HistoryUndone: grpc.StatusCode.OUT_OF_RANGE,
     errors.StreamTooOld: grpc.StatusCode.UNAVAILABLE,
     errors.SubscriberStalled: grpc.StatusCode.UNAVAILABLE,
+    errors.VaultStopped: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ExceedsVault: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.DriftNotOpen: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.DriftChanged: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.TransfersPending: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ChainUnavailable: grpc.StatusCode.UNAVAILABLE,
 }
 
 

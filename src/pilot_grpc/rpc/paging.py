@@ -99,6 +99,18 @@ def read_id(text: str) -> str:
     return text
 
 
+def address(message: Any) -> str:
+    """Return a place in an order by address; empty for the first page. Raises InvalidRequest."""
+    where = place(message)
+    if where is None:
+        return ""
+    try:
+        (after,) = where
+        return read_text(after)
+    except (TypeError, ValueError):
+        raise not_ours() from None
+
+
 def group(message: Any) -> SpendGroup | None:
     """Return a place in the order of groups. Raises InvalidRequest."""
     where = place(message)

@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from pilot_grpc import errors
 from pilot_grpc.domain.accounts import ApiKey, Caller, CredentialKind, Permission, Session, User
-from pilot_grpc.domain.agents import Agent, AgentStatus
+from pilot_grpc.domain.agents import Agent, AgentStatus, Recipient
 from pilot_grpc.domain.budgets import BudgetRule, Window
 from pilot_grpc.domain.ids import AgentId, ProjectId, VaultId
 from pilot_grpc.domain.ledger import (
@@ -34,7 +34,7 @@ from pilot_grpc.domain.projects import Project, ProjectStatus
 from pilot_grpc.domain.recount import Discrepancy
 from pilot_grpc.domain.requests import fingerprint
 from pilot_grpc.domain.stream import Start, Update, Wanted
-from pilot_grpc.domain.vaults import Vault
+from pilot_grpc.domain.vaults import Drift, Vault, decode_drift
 from pilot_grpc.domain.webhooks import OVERLAP_DEFAULT, Attempt, Webhook, WebhookState
 from pilot_grpc.gen.pilot.v1 import (
     accounts_pb2,
@@ -45,6 +45,7 @@ from pilot_grpc.gen.pilot.v1 import (
     vaults_pb2,
 )
 from pilot_grpc.services.ledger import Asked, SpendOrder
+from pilot_grpc.services.reconciliation import Reconciliation
 from pilot_grpc.services.requests import Once
 from pilot_grpc.services.stream import Topic
 
@@ -71,10 +72,15 @@ _LATEST: Final = datetime.max.replace(microsecond=999_998, tzinfo=UTC)
 _NEEDS_AGENT: Final = (
     agents_pb2.GetAgentRequest,
     agents_pb2.GetWebhookRequest,
+    agents_pb2.ListRecipientsRequest,
     budgets_pb2.GetBudgetRuleRequest,
     budgets_pb2.CheckSpendRequest,
     ledger_pb2.SpendRequest,
     ledger_pb2.AuthorizeSpendRequest,
+)
+# Declines whose figures are the vault's, which an agent must not see.
+_OF_THE_VAULT: Final = frozenset(
+    {FailureReason.INSUFFICIENT_BALANCE, FailureReason.INSUFFICIENT_CHAIN_BALANCE}
 )
 _EVENT_BYTES: Final = 1_024  # Without its metadata, and with the longest names.
 _HAS_MASK: Final = (projects_pb2.UpdateProjectRequest, agents_pb2.UpdateAgentRequest)
@@ -239,9 +245,7 @@ def visible_agent(message: Any, caller: Caller) -> AgentId:
 
 
 def spend_order(message: ledger_pb2.SpendRequest, caller: Caller) -> SpendOrder:
-    """Read a spend. Raises RecipientUnsupported."""
-    if message.HasField("recipient"):
-        raise errors.RecipientUnsupported
+    """Read a spend."""
     return SpendOrder(
         asked=asked(message, "Spend", "agent_id"),
         agent_id=agent_of(message, caller),
@@ -249,6 +253,7 @@ def spend_order(message: ledger_pb2.SpendRequest, caller: Caller) -> SpendOrder:
         provider=text(message, "provider"),
         model=text(message, "model"),
         metadata=text(message, "metadata"),
+        recipient=text(message, "recipient"),
     )
 
 
@@ -406,6 +411,40 @@ def vault(value: Vault) -> vaults_pb2.Vault:
         held=value.held,
         revision=value.revision,
         create_time=timestamp(value.created_at),
+        open_drift=None if value.drift is None else drift(value.drift, is_open=True),
+    )
+
+
+def drift(value: Drift, *, is_open: bool) -> ledger_pb2.Drift:
+    """Write a difference between ledger and chain."""
+    return ledger_pb2.Drift(
+        id=value.id,
+        open=is_open,
+        amount=value.amount,
+        slot=value.slot,
+        found_amount=value.found_amount,
+        expected_amount=value.expected_amount,
+        outflows=[ledger_pb2.Outflow(**outflow._asdict()) for outflow in value.outflows],
+        create_time=timestamp(value.created_at),
+    )
+
+
+def reconciliation(value: Reconciliation) -> vaults_pb2.ReconcileVaultResponse:
+    """Write what ledger and chain have."""
+    return vaults_pb2.ReconcileVaultResponse(
+        slot=value.slot,
+        found_amount=value.found_amount,
+        expected_amount=value.expected_amount,
+        pending_amount=value.pending_amount,
+        drift=None if value.drift is None else drift(value.drift, is_open=True),
+        warnings=value.warnings,
+    )
+
+
+def recipient(value: Recipient) -> agents_pb2.Recipient:
+    """Write whom an agent may pay."""
+    return agents_pb2.Recipient(
+        address=value.address, label=value.label, create_time=timestamp(value.created_at)
     )
 
 
@@ -462,6 +501,7 @@ def budget_rule(value: BudgetRule) -> budgets_pb2.BudgetRule:
         month=_window(value.month),
         create_time=timestamp(value.created_at),
         update_time=timestamp(value.updated_at),
+        any_recipient=value.any_recipient,
     )
 
 
@@ -479,14 +519,15 @@ def _window(value: Window) -> budgets_pb2.BudgetWindow:
 def rule_checks(values: Sequence[RuleCheck], caller: Caller) -> list[budgets_pb2.RuleCheck]:
     """Write the answer of every rule.
 
-    An agent is told of the vault's balance only what a spend would tell: the answer of
-    that rule for any amount would tell the balance itself.
+    An agent is told of the vault's balances only what a spend would tell: the answers of
+    those rules for any amount would tell the balances themselves.
     """
-    if caller.agent_id is not None and not all(value.passed for value in values[:-1]):
+    if caller.agent_id is not None:
+        first_failed = next((i for i, value in enumerate(values) if not value.passed), len(values))
         values = [
             value
-            for value in values
-            if value.figures.reason is not FailureReason.INSUFFICIENT_BALANCE
+            for i, value in enumerate(values)
+            if i <= first_failed or value.figures.reason not in _OF_THE_VAULT
         ]
     return [_rule_check(value, caller) for value in values]
 
@@ -519,7 +560,7 @@ def decline(value: Decline, *, for_agent: bool) -> ledger_pb2.Decline:
 
 def _visible(figures: Decline, *, for_agent: bool) -> Decline:
     """Leave out what an agent must not see: every figure of the vault."""
-    if for_agent and figures.reason is FailureReason.INSUFFICIENT_BALANCE:
+    if for_agent and figures.reason in _OF_THE_VAULT:
         return Decline(figures.reason)
     return figures
 
@@ -554,6 +595,8 @@ def event(value: Event, caller: Caller) -> ledger_pb2.Event:
         update_time=timestamp(value.updated_at),
         expire_time=timestamp(value.expires_at),
         revision=value.revision,
+        recipient=value.recipient,
+        counterpart_event_id=value.counterpart_event_id,
     )
 
 
@@ -569,8 +612,6 @@ def written_change(value: Update, for_agent: bool) -> bytes:
 
 def change(value: Update, *, for_agent: bool) -> ledger_pb2.Change:
     """Write a change as owners, or as agents, may see it."""
-    reason = value.failure_reason
-    changed_at = timestamp(value.changed_at)
     figures = None
     if not for_agent:
         figures = ledger_pb2.VaultFigures(
@@ -578,36 +619,50 @@ def change(value: Update, *, for_agent: bool) -> ledger_pb2.Change:
             chain_balance=value.chain_balance_after,
             held=value.held_after,
         )
-    return ledger_pb2.Change(
+    written = ledger_pb2.Change(
         vault_id=value.vault_id,
         revision=value.revision,
-        change_time=changed_at,
+        change_time=timestamp(value.changed_at),
         vault_figures=figures,
-        event=ledger_pb2.Event(
-            id=value.event_id,
-            vault_id=value.vault_id,
-            agent_id=value.agent_id,
-            type=EVENT_TYPES[value.type],
-            kind=EVENT_KINDS[value.kind],
-            status=EVENT_STATUSES[value.status],
-            amount=value.amount,
-            authorized_amount=value.authorized_amount,
-            failure_reason=None if reason is None else FAILURE_REASONS[reason],
-            decline=None
-            if value.decline is None
-            else decline(decode_decline(value.decline), for_agent=for_agent),
-            tx_hash=value.tx_hash,
-            metadata=value.metadata,
-            provider=value.provider,
-            model=value.model,
-            refunded_event_id=value.refunded_event_id,
-            create_time=changed_at
-            if value.previous_revision is None
-            else timestamp(value.created_at),
-            update_time=changed_at,
-            expire_time=timestamp(value.expires_at),
-            revision=value.revision,
-        ),
+    )
+    if value.drift is not None:
+        is_open = value.status is EventStatus.PENDING
+        written.drift.CopyFrom(drift(decode_drift(value.drift), is_open=is_open))
+    elif value.type is not None and value.kind is not None:
+        written.event.CopyFrom(_event_then(value, value.type, value.kind, for_agent=for_agent))
+    return written
+
+
+def _event_then(
+    value: Update, type_: EventType, kind: EventKind, *, for_agent: bool
+) -> ledger_pb2.Event:
+    """Write the event of a change as it was then."""
+    reason, changed_at = value.failure_reason, timestamp(value.changed_at)
+    is_new = value.previous_revision is None
+    return ledger_pb2.Event(
+        id=value.event_id,
+        vault_id=value.vault_id,
+        agent_id=value.agent_id,
+        type=EVENT_TYPES[type_],
+        kind=EVENT_KINDS[kind],
+        status=EVENT_STATUSES[value.status],
+        amount=value.amount,
+        authorized_amount=value.authorized_amount,
+        failure_reason=None if reason is None else FAILURE_REASONS[reason],
+        decline=None
+        if value.decline is None
+        else decline(decode_decline(value.decline), for_agent=for_agent),
+        tx_hash=value.tx_hash,
+        metadata=value.metadata,
+        provider=value.provider,
+        model=value.model,
+        refunded_event_id=value.refunded_event_id,
+        create_time=changed_at if is_new else timestamp(value.created_at),
+        update_time=changed_at,
+        expire_time=timestamp(value.expires_at),
+        revision=value.revision,
+        recipient=value.recipient,
+        counterpart_event_id=value.counterpart_event_id,
     )
 
 

@@ -1,7 +1,7 @@
 """Agents and their keys. What a decision reads of an agent changes under the vault's lock."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -18,8 +18,10 @@ from pilot_grpc.db.connection import Connection, Database
 from pilot_grpc.domain.accounts import Caller, CredentialKind
 from pilot_grpc.domain.agents import (
     AGENTS_PER_PROJECT_MAX,
+    RECIPIENTS_PER_AGENT_MAX,
     Agent,
     AgentStatus,
+    Recipient,
     status_after_setup,
 )
 from pilot_grpc.domain.ids import AgentId, ProjectId, UserId
@@ -27,6 +29,7 @@ from pilot_grpc.domain.projects import ProjectStatus
 from pilot_grpc.domain.vaults import Vault
 from pilot_grpc.domain.webhooks import Webhook, WebhookState
 from pilot_grpc.services.books import Books
+from pilot_grpc.services.chain import must_be_wallet
 from pilot_grpc.services.credentials import hash_secret, new_secret
 from pilot_grpc.services.projects import lock_own_project
 from pilot_grpc.services.requests import Once
@@ -217,6 +220,40 @@ class Agents:
                 raise errors.AgentHasNoKey
             await agents_db.update_agent_key(conn, agent_id, None, agent.status)
             return await own_agent(conn, agent_id, caller.user_id)
+
+    async def add_recipient(
+        self, caller: Caller, agent_id: AgentId, address: str, label: str | None
+    ) -> Recipient:
+        """Let an agent pay a wallet, or call it differently.
+
+        Raises NotFound, QuotaExceeded, and InvalidRequest for what is no wallet.
+        """
+        must_be_wallet(address, "address")
+        async with self.database.transaction() as conn:
+            await lock_own_agent(conn, agent_id, caller.user_id)
+            is_listed = await agents_db.select_listed(conn, [(agent_id, address)])
+            count = await agents_db.count_recipients(conn, agent_id)
+            if count >= RECIPIENTS_PER_AGENT_MAX and not is_listed:
+                raise errors.QuotaExceeded(resource="recipient", limit=RECIPIENTS_PER_AGENT_MAX)
+            return await agents_db.upsert_recipient(conn, agent_id, address, label)
+
+    async def remove_recipient(self, caller: Caller, agent_id: AgentId, address: str) -> None:
+        """Take a wallet off an agent's list; nothing more is paid to it once this returns.
+
+        Raises NotFound, also for a wallet that is not on the list.
+        """
+        async with self.database.transaction() as conn:
+            await lock_own_agent(conn, agent_id, caller.user_id)
+            if not await agents_db.delete_recipient(conn, agent_id, address):
+                raise errors.NotFound(resource="recipient", id=address)
+
+    async def list_recipients(
+        self, caller: Caller, agent_id: AgentId, after: str, limit: int
+    ) -> Sequence[Recipient]:
+        """List whom an agent may pay, by address. Raises NotFound."""
+        async with self.database.transaction() as conn:
+            await own_agent(conn, agent_id, caller.user_id)
+            return await agents_db.select_recipients(conn, agent_id, after, limit)
 
 
 async def own_agent(conn: Connection, agent_id: AgentId, user_id: UserId) -> Agent:

@@ -17,6 +17,7 @@ from pilot_grpc.domain.budgets import BudgetRule, day_bounds, month_bounds
 from pilot_grpc.domain.ids import AgentId
 from pilot_grpc.domain.ledger import (
     FailureReason,
+    Payment,
     RuleCheck,
     check_rules,
     counted_of,
@@ -24,15 +25,20 @@ from pilot_grpc.domain.ledger import (
 )
 from pilot_grpc.services.agents import Homes, lock_own_agent
 from pilot_grpc.services.books import OVERDUE_PER_BATCH_MAX
+from pilot_grpc.services.chain import must_be_wallet
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """All limits of a rule, in minor units; None means no monthly limit."""
+    """All limits of a rule, in minor units; None means no monthly limit.
+
+    With `any_recipient` the agent may pay wallets that are not on its list.
+    """
 
     per_tx: int
     daily: int
     monthly: int | None
+    any_recipient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,7 @@ class Budgets:
                 rule = await _counted_anew(conn, agent_id, now)
             rule.per_tx_limit, rule.daily_limit = limits.per_tx, limits.daily
             rule.monthly_limit, rule.updated_at = limits.monthly, now
+            rule.any_recipient = limits.any_recipient
             if is_new:
                 await budgets_db.insert_rule(conn, self.new_id(), rule)
                 vault.last_change_at = now
@@ -102,11 +109,16 @@ class Budgets:
             if status is not agent.status:
                 await agents_db.update_agent_status(conn, agent_id, status)
 
-    async def check(self, caller: Caller, agent_id: AgentId, amount: int) -> Check:
+    async def check(
+        self, caller: Caller, agent_id: AgentId, amount: int, recipient: str | None = None
+    ) -> Check:
         """Say how a spend would be decided now, without a lock and holding nothing.
 
         Holds that are overdue are looked through, as a decision would settle them first.
+        Raises NotFound, and InvalidRequest for a recipient that is no wallet.
         """
+        if recipient is not None:
+            must_be_wallet(recipient)
         home = (await self.homes.of(caller, [agent_id]))[agent_id]
         async with self.database.snapshot() as conn:
             vault = await vaults_db.select_vault(conn, home.vault_id, caller.user_id)
@@ -114,6 +126,10 @@ class Budgets:
             if vault is None or spender is None:
                 raise errors.NotFound(resource="agent", id=agent_id)
             now = vault.time(await self.clock(conn))
+            payment = None
+            if recipient is not None:
+                listed = await agents_db.select_listed(conn, [(agent_id, recipient)])
+                payment = Payment(vault.drift is not None, bool(listed), vault.chain_balance)
             overdue = []
             if vault.held:
                 overdue = await ledger_db.select_overdue_holds(
@@ -128,8 +144,8 @@ class Budgets:
             if hold.agent_id == agent_id and spender.rule is not None:
                 spender.rule.count(hold.created_at, -counted.spent, -counted.held)
         return _checked(
-            check_rules(spender, vault.balance, vault.held, amount),
-            decline_reason(spender, vault.balance, amount),
+            check_rules(spender, vault.balance, vault.held, amount, payment),
+            decline_reason(spender, vault.balance, amount, payment),
         )
 
 
@@ -147,8 +163,11 @@ async def _counted_anew(conn: Connection, agent_id: AgentId, now: datetime) -> B
         per_tx_limit=1,
         daily_limit=1,
         monthly_limit=None,
+        daily_spent=counters["daily_spent"],
+        daily_held=counters["daily_held"],
+        monthly_spent=counters["monthly_spent"],
+        monthly_held=counters["monthly_held"],
         last_reset_at=now,
         created_at=now,
         updated_at=now,
-        **counters,
     )

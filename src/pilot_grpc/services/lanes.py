@@ -72,13 +72,19 @@ class Lanes:
         `committed` is told which vaults have changed.
         """
         self._lanes = [
-            _Lane(database, books, declines, committed, batch_max, queue_max) for _ in range(count)
+            _Lane(database, books, declines, committed, self._tell_paid, batch_max, queue_max)
+            for _ in range(count)
         ]
+        # Called when there are new payments for the chain; whoever works on those sets it.
+        self.on_their_way: Callable[[], None] = lambda: None
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin to decide."""
         self._tasks = [asyncio.create_task(lane.run()) for lane in self._lanes]
+
+    def _tell_paid(self) -> None:
+        self.on_their_way()
 
     async def decide(self, command: Command) -> Event:
         """Wait for the decision of one command.
@@ -117,6 +123,7 @@ class _Lane:
         books: Books,
         declines: Declines,
         committed: Callable[[Iterable[VaultId]], None],
+        on_their_way: Callable[[], None],
         batch_max: int,
         queue_max: int,
     ) -> None:
@@ -124,6 +131,7 @@ class _Lane:
         self._books = books
         self._declines = declines
         self._committed = committed
+        self._on_their_way = on_their_way
         self._batch_max = batch_max
         self._queue_max = queue_max
         self._queue: deque[_Item] = deque()
@@ -246,6 +254,8 @@ class _Lane:
         for event in book.created.values():
             if event.decline is not None and event.agent_id is not None:
                 self._declines.count(event.agent_id)
+        if any(event.is_on_its_way for event in book.created.values()):
+            self._on_their_way()
         return outcomes
 
 

@@ -32,6 +32,7 @@ from pilot_grpc.domain.ledger import (
 from pilot_grpc.domain.requests import Request
 from pilot_grpc.domain.stream import Scope
 from pilot_grpc.services.agents import Homes
+from pilot_grpc.services.chain import must_be_wallet
 from pilot_grpc.services.declines import Declines
 from pilot_grpc.services.lanes import Lanes
 from pilot_grpc.services.stream import Streams
@@ -62,6 +63,7 @@ class SpendOrder:
     model: str | None = None
     metadata: str | None = None
     ttl: timedelta = HOLD_TTL_DEFAULT
+    recipient: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,11 @@ class Ledger:
     async def spend(self, caller: Caller, order: SpendOrder) -> Event:
         """Decide a spend: confirmed, or failed with the reason of the decline.
 
-        Raises NotFound, RequestIdReused, DeclinesLimited, Overloaded.
+        One that pays a recipient on chain is pending. Raises NotFound, RequestIdReused,
+        DeclinesLimited, Overloaded, RecipientUnsupported, and InvalidRequest for a recipient
+        that is no wallet.
         """
+        _must_pay_wallets([order])
         vault_id = await self._vault_of(caller, [order.agent_id])
         return (await self._decide(vault_id, [_spend(order, vault_id)]))[0]
 
@@ -107,6 +112,7 @@ class Ledger:
         Raises InvalidRequest for agents of several projects, and what `spend` raises,
         for all of them.
         """
+        _must_pay_wallets(orders)
         vault_id = await self._vault_of(caller, {order.agent_id for order in orders})
         return await self._decide(vault_id, [_spend(order, vault_id) for order in orders])
 
@@ -309,6 +315,13 @@ class Ledger:
                 raise errors.NotFound(resource="vault", id=vault_id)
 
 
+def _must_pay_wallets(orders: Sequence[SpendOrder]) -> None:
+    for at, order in enumerate(orders):
+        if order.recipient is not None:
+            field = "recipient" if len(orders) == 1 else f"spends[{at}].recipient"
+            must_be_wallet(order.recipient, field)
+
+
 def _spend(order: SpendOrder, vault_id: VaultId) -> Spend:
     return Spend(
         request=order.asked.within(order.agent_id),
@@ -318,4 +331,5 @@ def _spend(order: SpendOrder, vault_id: VaultId) -> Spend:
         provider=order.provider,
         model=order.model,
         metadata=order.metadata,
+        recipient=order.recipient,
     )

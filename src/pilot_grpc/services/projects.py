@@ -7,6 +7,7 @@ from typing import Any
 
 from pilot_grpc import errors
 from pilot_grpc.db import accounts as accounts_db
+from pilot_grpc.db import deposits as deposits_db
 from pilot_grpc.db import projects as projects_db
 from pilot_grpc.db import vaults as vaults_db
 from pilot_grpc.db.connection import Connection, Database, plan_foreign_keys_once
@@ -135,6 +136,7 @@ async def insert_sealed_vault(conn: Connection, sealed: SealedKey, project_id: P
         sealed.wrapped_data_key,
         sealed.sealed_secret,
     )
+    await deposits_db.insert_scan(conn, vault_id)
 
 
 async def _own_project(conn: Connection, project_id: ProjectId, user_id: UserId) -> Project:

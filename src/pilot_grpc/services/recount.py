@@ -113,13 +113,15 @@ async def _verify_changes(conn: Connection, vault: Vault, done: int, limit: int)
         running = recount.after(before[done])
     # After what is done, not after the checkpoint: a change before it should be gone.
     changes = await recount_db.select_changes_after(conn, vault.id, done, limit)
-    events = await ledger_db.select_events_by_id(conn, {c.event_id for c in changes})
+    events = await ledger_db.select_events_by_id(
+        conn, {change.event_id for change in changes if change.event_id is not None}
+    )
     earlier = {c.previous_revision for c in changes if c.previous_revision is not None}
     previous = await recount_db.select_changes_at(conn, vault.id, earlier)
     for count, change in enumerate(changes):
         recorded = Recorded(
             change,
-            events.get(change.event_id),
+            None if change.event_id is None else events.get(change.event_id),
             previous.get(change.previous_revision or 0),
             trimmed,
         )

@@ -327,6 +327,11 @@ class Reads:
         )
         return await self._ask(question)
 
+    async def airdrop(self, address: str, lamports: int) -> str:
+        """Ask for SOL that is worth nothing, where there is such; return the signature."""
+        params = [address, lamports]
+        return await self._ask(Question("requestAirdrop", params, answers.read_signature))
+
     async def _ask(self, question: Question[T]) -> T:
         seconds = self._patience.call_seconds
         try:

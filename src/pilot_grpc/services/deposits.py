@@ -1,0 +1,320 @@
+"""Deposits: what arrives at the vaults' addresses, found by reading their histories on chain.
+
+One question tells of a hundred vaults whether their USDC has moved; the histories of those
+that it has are read, every signature from where the last reading ended, and a little before,
+because nodes leave out rows and order them differently. How far a history was read is noted
+only when all before is known. A transaction that is final is looked at once, and what it
+moved is written down with the event that it belongs to, in the same transaction.
+"""
+
+import asyncio
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
+
+from pilot_grpc import errors
+from pilot_grpc.db import deposits as deposits_db
+from pilot_grpc.db import transfers as transfers_db
+from pilot_grpc.db.connection import Database
+from pilot_grpc.db.deposits import Watch
+from pilot_grpc.db.transfers import Signed
+from pilot_grpc.domain.book import Movement
+from pilot_grpc.domain.ids import EventId, VaultId
+from pilot_grpc.domain.ledger import (
+    AMOUNT_MAX,
+    ConfirmTransfer,
+    Event,
+    EventKind,
+    EventStatus,
+    RecordDeposit,
+    UndoDeposit,
+)
+from pilot_grpc.services.chain import Chain
+from pilot_grpc.services.lanes import Lanes
+from pilot_grpc.solana import history
+from pilot_grpc.solana.answers import TOKEN_PROGRAM, Account, Commitment, SignatureRow
+from pilot_grpc.solana.faults import RpcError
+from pilot_grpc.solana.rpc import ACCOUNTS_MAX
+
+log = logging.getLogger(__name__)
+
+# How often a vault's turn comes, in polls: of a hundred vaults, one question each time.
+POLLS_PER_WATCH: Final = 2
+WATCHES_MAX: Final = ACCOUNTS_MAX
+# Transactions that are asked for at the same time.
+AT_ONCE_MAX: Final = 8
+# A history is read at least so often, whether anything seems to have moved or not.
+IDLE_SCAN: Final = timedelta(minutes=10)
+# About a minute: rows that a node had left out are found so much later.
+OVERLAP_SLOTS: Final = 150
+# A transaction's blockhash is good for so many blocks.
+BLOCKHASH_BLOCKS: Final = 150
+
+
+@dataclass(slots=True)
+class _Reading:
+    """One reading of a vault's history: what is final up to a slot, and what it has shown.
+
+    `pending` are the signatures of deposits that are shown already; `open_slots` those of
+    transactions that are final, and yet not to be had.
+    """
+
+    vault_id: VaultId
+    account: str
+    slot: int
+    pending: Collection[str | None]
+    shown: set[str] = field(default_factory=set)
+    sighted: int = 0
+    open_slots: list[int] = field(default_factory=list)
+
+
+class Deposits:
+    """Finds what moves the vaults' USDC on chain."""
+
+    def __init__(self, database: Database, lanes: Lanes, chain: Chain, *, poll: timedelta) -> None:
+        """Take how often the chain is asked."""
+        self._database = database
+        self._lanes = lanes
+        self._chain = chain
+        self._poll = poll
+        self._slots = asyncio.Semaphore(AT_ONCE_MAX)
+        # Pending deposits that the chain no longer shows, and the height after which they are
+        # gone for good.
+        self._missing: dict[EventId, int] = {}
+
+    @property
+    def watch_seconds(self) -> float:
+        """How often `watch` is due."""
+        return self._poll.total_seconds()
+
+    async def begin(self) -> None:
+        """Begin to look after vaults that nobody looks after yet."""
+        async with self._database.transaction() as conn:
+            await deposits_db.insert_missing_scans(conn)
+
+    async def watch(self) -> None:
+        """Look at those vaults whose turn it is, and read the histories of those that moved."""
+        try:
+            while await self._watch_some() == WATCHES_MAX:
+                pass
+        except RpcError as fault:
+            log.warning("deposits are not looked for: %s", fault)
+
+    async def _watch_some(self) -> int:
+        async with self._database.transaction() as conn:
+            interval = self._poll * POLLS_PER_WATCH
+            watches = await deposits_db.take_watches(conn, interval, WATCHES_MAX)
+        if not watches:
+            return 0
+        accounts = [self._chain.account_of(watch.address) for watch in watches]
+        seen = await self._chain.rpc.multiple_accounts(accounts, Commitment.CONFIRMED)
+        amounts = [self._amount(account) for account in seen.value]
+        moved = [
+            self._scan_or_log(watch, amount)
+            for watch, amount in zip(watches, amounts, strict=True)
+            if watch.is_scan_due or watch.watched_amount != amount
+        ]
+        await asyncio.gather(*moved)
+        return len(watches)
+
+    def _amount(self, account: Account | None) -> int:
+        token = account.token if account is not None else None
+        if token is None or (token.mint, token.program) != (self._chain.usdc_mint, TOKEN_PROGRAM):
+            return 0
+        return token.amount
+
+    async def _scan_or_log(self, watch: Watch, amount: int) -> None:
+        """Read one history; what goes wrong with it delays no other."""
+        try:
+            await self.scan(watch, amount)
+        except RpcError as fault:
+            log.warning("the history of vault %s was not read: %s", watch.vault_id, fault)
+        except errors.PilotError as error:
+            log.warning("the history of vault %s was not read: %s", watch.vault_id, error.message)
+
+    async def scan(
+        self,
+        watch: Watch,
+        amount: int | None = None,
+        *,
+        min_slot: int = 0,
+        from_slot: int | None = None,
+    ) -> int:
+        """Read a vault's history, and return the finalized slot up to which all is known.
+
+        It is read up to `min_slot` at least, from `from_slot` on, which is a little before
+        where the last reading ended. `amount` is what the account was seen to hold before.
+
+        Raises RpcError, and what the lanes raise.
+        """
+        rpc, account = self._chain.rpc, self._chain.account_of(watch.address)
+        slot = await rpc.slot(min_context_slot=max(min_slot, watch.scanned_slot))
+        floor = max(0, watch.scanned_slot - OVERLAP_SLOTS) if from_slot is None else from_slot
+        async with self._database.transaction() as conn:
+            pending = await deposits_db.select_pending_deposits(conn, watch.vault_id)
+        reading = _Reading(watch.vault_id, account, slot, {each.tx_hash for each in pending})
+        parts = history.parts_since(
+            rpc, account, floor, commitment=Commitment.CONFIRMED, min_context_slot=slot
+        )
+        async for rows in parts:
+            await self._take(reading, rows)
+        await self._undo_missing(pending, reading.shown)
+        known = min([slot, *(open_slot - 1 for open_slot in reading.open_slots)])
+        soon = self._poll if reading.open_slots or reading.sighted or pending else IDLE_SCAN
+        async with self._database.transaction() as conn:
+            await deposits_db.update_scan(conn, watch.vault_id, max(known, 0), amount, soon)
+        return known
+
+    async def _take(self, reading: _Reading, rows: Sequence[SignatureRow]) -> None:
+        """Take a part of a history into the ledger: what is final, and what is only seen."""
+        reading.shown |= {row.signature for row in rows}
+        sighted = [row for row in rows if row.slot > reading.slot]
+        reading.sighted += len(sighted)
+        # Those that failed moved nothing, and some servers list what never landed among them.
+        final = [row for row in rows if row.slot <= reading.slot and row.err is None]
+        reading.open_slots += await self._settle_all(reading, final)
+        new = [row for row in sighted if row.err is None and row.signature not in reading.pending]
+        await self._sight_all(reading, new)
+
+    # What is final.
+
+    async def _settle_all(self, reading: _Reading, rows: Sequence[SignatureRow]) -> list[int]:
+        """Take final transactions into the ledger; return the slots of those not yet to be had."""
+        signatures = [row.signature for row in rows]
+        if not signatures:
+            return []
+        async with self._database.transaction() as conn:
+            known = await deposits_db.select_known(conn, reading.vault_id, signatures)
+            ours = await transfers_db.select_signed(conn, signatures)
+        new = [row for row in rows if row.signature not in known]
+        settled = await asyncio.gather(
+            *(self._settle(reading, row.signature, ours.get(row.signature)) for row in new)
+        )
+        return [row.slot for row, done in zip(new, settled, strict=True) if not done]
+
+    async def _settle(self, reading: _Reading, signature: str, ours: Signed | None) -> bool:
+        """Take one final transaction; say whether it was to be had."""
+        vault_id = reading.vault_id
+        async with self._slots:
+            moved = await self._movement(reading, signature, Commitment.FINALIZED)
+        if moved is None:
+            return False
+        if moved.delta > 0:
+            taken = await self._deposit(vault_id, signature, moved.delta, moved.slot, ours)
+        else:
+            taken = moved.delta < 0 and await self._outflow(vault_id, moved.slot, ours)
+        if not taken:
+            await self._note(Movement(vault_id, signature, moved.slot, moved.delta, None))
+        return True
+
+    async def _movement(
+        self, reading: _Reading, signature: str, commitment: Commitment
+    ) -> history.Movement | None:
+        mint = self._chain.usdc_mint
+        return await history.movement(
+            self._chain.rpc, signature, reading.account, mint, commitment=commitment
+        )
+
+    async def _deposit(
+        self, vault_id: VaultId, signature: str, amount: int, slot: int | None, ours: Signed | None
+    ) -> bool:
+        """Record a deposit, final at a slot or only seen; say whether the ledger has it."""
+        if amount > AMOUNT_MAX:
+            log.error("vault %s has received more at once than an event can be", vault_id)
+            return False
+        if _is_outflow(ours, vault_id):
+            ours = None
+        event = await self._lanes.decide(
+            RecordDeposit(
+                vault_id=vault_id,
+                amount=amount,
+                tx_hash=signature,
+                landed_slot=slot,
+                event_id=ours and ours.counterpart_event_id,
+                counterpart_event_id=ours and ours.event_id,
+            )
+        )
+        return event.kind is EventKind.DEPOSIT
+
+    async def _outflow(self, vault_id: VaultId, slot: int, ours: Signed | None) -> bool:
+        """Confirm a payment of Pilot's own; say whether an outflow was one."""
+        if ours is None or not _is_outflow(ours, vault_id):
+            return False
+        event = await self._lanes.decide(
+            ConfirmTransfer(vault_id, ours.event_id, ours.signature, slot)
+        )
+        return event.status is EventStatus.CONFIRMED and event.tx_hash == ours.signature
+
+    async def _note(self, movement: Movement) -> None:
+        """Write down a final transaction that the ledger has no event for."""
+        async with self._database.transaction() as conn:
+            await deposits_db.insert_movements(conn, [movement])
+            if movement.delta:
+                await deposits_db.hurry_reconciliation(conn, movement.vault_id)
+        if movement.delta:
+            log.error(
+                "vault %s: %d minor units moved on chain with %s, which is not Pilot's",
+                *(movement.vault_id, movement.delta, movement.signature),
+            )
+
+    # What is seen.
+
+    async def _sight_all(self, reading: _Reading, rows: Sequence[SignatureRow]) -> None:
+        signatures = [row.signature for row in rows]
+        if not signatures:
+            return
+        async with self._database.transaction() as conn:
+            known = await deposits_db.select_known(conn, reading.vault_id, signatures)
+            ours = await transfers_db.select_signed(conn, signatures)
+        await asyncio.gather(
+            *(
+                self._sight(reading, signature, ours.get(signature))
+                for signature in signatures
+                if signature not in known and not _is_outflow(ours.get(signature), reading.vault_id)
+            )
+        )
+
+    async def _sight(self, reading: _Reading, signature: str, ours: Signed | None) -> None:
+        """Show a deposit before it is final; it counts already where that is configured."""
+        async with self._slots:
+            moved = await self._movement(reading, signature, Commitment.CONFIRMED)
+        if moved is not None and moved.delta > 0:
+            counts = self._chain.commitment is Commitment.CONFIRMED
+            slot = moved.slot if counts else None
+            await self._deposit(reading.vault_id, signature, moved.delta, slot, ours)
+
+    # What was undone.
+
+    async def _undo_missing(self, pending: Sequence[Event], shown: Collection[str]) -> None:
+        """Fail pending deposits that a fork has undone.
+
+        A transaction that was undone can come back as long as its blockhash is good, so it is
+        given up only when that is over, and nobody knows it.
+        """
+        for deposit in pending:
+            if deposit.tx_hash is None or deposit.tx_hash in shown:
+                self._missing.pop(deposit.id, None)
+            else:
+                await self._give_up(deposit, deposit.tx_hash)
+
+    async def _give_up(self, deposit: Event, tx_hash: str) -> None:
+        rpc = self._chain.rpc
+        last_height = self._missing.get(deposit.id)
+        if last_height is None:
+            height = await rpc.block_height(Commitment.PROCESSED)
+            self._missing[deposit.id] = height + BLOCKHASH_BLOCKS
+            return
+        if await rpc.block_height() <= last_height:
+            return
+        fate = await rpc.fate(tx_hash, last_height)
+        if fate.expired:
+            log.warning("deposit %s was undone on chain", deposit.id)
+            self._missing.pop(deposit.id, None)
+            await self._lanes.decide(UndoDeposit(deposit.vault_id, deposit.id))
+
+
+def _is_outflow(ours: Signed | None, vault_id: VaultId) -> bool:
+    """Say whether a transaction is a payment of this vault."""
+    return ours is not None and ours.vault_id == vault_id
