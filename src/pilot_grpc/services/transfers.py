@@ -65,6 +65,8 @@ RETRY_SECONDS_MAX: Final = 15.0
 # A payment that could not be signed for so long is given back.
 UNSENT_MAX: Final = timedelta(minutes=10)
 ATTEMPTS_MAX: Final = 3
+# To end one takes half a dozen questions to each node, which are not to be had for hundreds.
+ENDED_AT_ONCE_MAX: Final = 4
 # Behind one URL there may be several nodes, of which one is behind: a transaction is given up
 # only so many blocks after the last one in which it could land.
 EXPIRY_MARGIN_BLOCKS: Final = 150
@@ -409,7 +411,8 @@ class Transfers:
         height = await self._chain.rpc.block_height()
         alive = [each for each in due if height <= each.sent.last_valid_block_height]
         expired = [each for each in due if height > each.given_up_after]
-        await asyncio.gather(*map(self._send, alive), *map(self._end, expired))
+        ended = sorted(expired, key=lambda each: each.sent_at)[:ENDED_AT_ONCE_MAX]
+        await asyncio.gather(*map(self._send, alive), *map(self._end_or_wait, ended))
 
     async def _send(self, each: _Followed) -> None:
         """Send the stored bytes. Whatever comes back, only the status decides."""
@@ -422,6 +425,14 @@ class Transfers:
             )
         except RpcError as fault:
             log.info("payment %s may not have been sent: %s", each.transfer.event_id, fault)
+
+    async def _end_or_wait(self, each: _Followed) -> None:
+        """End a payment, now or the next time; what goes wrong with it delays no other."""
+        each.sent_at = asyncio.get_running_loop().time()
+        try:
+            await self._end(each)
+        except RpcError as fault:
+            log.warning("payment %s waits for the chain: %s", each.transfer.event_id, fault)
 
     async def _end(self, each: _Followed) -> None:
         """Sign anew, or fail, what is not on chain and can no longer get there."""
