@@ -199,7 +199,9 @@ class Paying:
     async def holdings(self, wallet: Pubkey) -> int:
         """The USDC that a wallet has on chain, in minor units."""
         async with connected(self.chain.urls[-1]) as node:
-            value = (await node("getAccountInfo", str(ata(wallet)), {"encoding": "base64"}))["value"]
+            value = (await node("getAccountInfo", str(ata(wallet)), {"encoding": "base64"}))[
+                "value"
+            ]
             return await node.units(ata(wallet)) if value is not None else 0
 
     async def reconciled(self) -> Reconciliation:

@@ -72,7 +72,9 @@ async def it(database: str, net: Localnet) -> AsyncIterator[Paying]:
         yield it
 
 
-def strike(net: Localnet, kind: Kind, method: str | None = "sendTransaction", **fields: Any) -> None:
+def strike(
+    net: Localnet, kind: Kind, method: str | None = "sendTransaction", **fields: Any
+) -> None:
     """Let both nodes go wrong."""
     for endpoint in net.endpoints:
         endpoint.faults.add(Fault(kind, method, **fields))
@@ -423,9 +425,7 @@ async def test_whatever_a_sending_is_answered_it_is_paid_once(
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-async def test_whatever_all_questions_are_answered_it_is_paid_once(
-    it: Paying, answer: str
-) -> None:
+async def test_whatever_all_questions_are_answered_it_is_paid_once(it: Paying, answer: str) -> None:
     """The next eight of each node, from the moment on that the payment is asked for."""
     fault = ANSWERS[answer]
     strike(
@@ -547,6 +547,15 @@ async def says_it_would_fail(question: Question, forward: Forward) -> Any:
     return None
 
 
+async def says_it_has_no_account(question: Question, forward: Forward) -> Any:
+    """The recipient has none, and everybody else has one."""
+    if question["method"] == "getMultipleAccounts":
+        result = (await forward())["result"]
+        recipient, _, source = result["value"]
+        return {**result, "value": [recipient, None, source]}
+    return None
+
+
 async def forgets_everything(question: Question, forward: Forward) -> Any:
     """Its history begins in a million slots."""
     if question["method"] == "getFirstAvailableBlock":
@@ -591,6 +600,30 @@ async def test_one_node_that_lies_decides_nothing(
             assert await it.signed(event) == [decided.tx_hash]
             assert signed in ([], [decided.tx_hash])
             await it.is_right(paid=AMOUNT)
+
+
+@pytest.mark.parametrize("accounts_per_day", [0, 1])
+async def test_one_node_cannot_have_a_recipient_refused_that_has_an_account(
+    database: str, net: Localnet, accounts_per_day: int
+) -> None:
+    """It says that there is none; where one may be made, making it again does no harm."""
+    async with relaying(net.urls[0]) as lying:
+        urls = (lying.url, net.urls[1])
+        async with paying(
+            database,
+            EmbeddedChain(net),
+            urls=urls,
+            recipient_accounts_per_day=accounts_per_day,
+        ) as it:
+            lying.meddle = says_it_has_no_account
+            first = await it.decided(await it.pay(AMOUNT))
+            event = await it.pay(AMOUNT)
+            await asyncio.sleep(0.3)
+            lying.meddle = None
+            second = await it.decided(event)
+
+            assert (first.status, second.status) == (CONFIRMED, CONFIRMED)
+            await it.is_right(paid=2 * AMOUNT)
 
 
 # -- Whom nobody pays

@@ -97,6 +97,14 @@ class _Followed:
         return self.sent.last_valid_block_height + EXPIRY_MARGIN_BLOCKS
 
 
+class _NoAccount(Exception):
+    """This payment may not make its recipient's account. Another one may be about to."""
+
+    def __init__(self, is_on_its_way: bool) -> None:
+        super().__init__()
+        self.is_on_its_way = is_on_its_way
+
+
 @dataclass(slots=True)
 class _Work:
     """What this process has taken: what is being signed, and what is followed."""
@@ -274,10 +282,11 @@ class Transfers:
             mint=self._chain.usdc_mint,
         )
         rpc = self._chain.rpc
-        judgement = await payments.judge(rpc, payment)
-        if judgement.needs_account and not (transfer.is_trusted and self._accounts_per_day):
-            text = "the recipient has no account for USDC, and none is made for it"
-            raise PaymentRefused(Refusal.RECIPIENT_HAS_NO_ACCOUNT, text)
+        judgement = await payments.judge(
+            rpc,
+            payment,
+            may_make_account=transfer.is_trusted and self._accounts_per_day > 0,
+        )
         signed = await payments.prepare(
             rpc,
             payment,
@@ -287,7 +296,14 @@ class Transfers:
             self._policy,
             self._prices,
         )
-        sent = await self._store(transfer, signed, makes_account=judgement.needs_account)
+        try:
+            sent = await self._store(transfer, signed, makes_account=judgement.needs_account)
+        except _NoAccount as found:
+            if not found.is_on_its_way:
+                await payments.judge(rpc, payment, may_make_account=False)
+            # Somebody else has made the recipient's account, or is about to.
+            await self._put_off(transfer)
+            return None
         if sent is None:
             # Somebody else was faster, or the vault was stopped: begin anew with what is there.
             await self._put_off(transfer, at_once=True)
@@ -300,7 +316,7 @@ class Transfers:
     async def _store(
         self, transfer: Transfer, signed: Signed, *, makes_account: bool
     ) -> Sent | None:
-        """Write down what is to be sent; None when it must not be."""
+        """Write down what is to be sent; None when it must not be. Raises _NoAccount."""
         sent = Sent(
             signed.signature, signed.transaction, signed.last_valid_block_height, signed.slot
         )
@@ -308,8 +324,7 @@ class Transfers:
             if makes_account and not await transfers_db.insert_account(
                 conn, transfer.recipient, transfer.event_id, self._accounts_per_day
             ):
-                text = "the recipient's account was made once, or too many were made today"
-                raise PaymentRefused(Refusal.RECIPIENT_HAS_NO_ACCOUNT, text)
+                raise _NoAccount(await transfers_db.is_account_on_its_way(conn, transfer.recipient))
             stored = await transfers_db.insert_signature(
                 conn, transfer.event_id, transfer.attempt, sent, signed.blockhash
             )
