@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from functools import partial
 from typing import Any, Final
 
 import pytest
@@ -23,16 +22,12 @@ from solders.pubkey import Pubkey
 from pilot_grpc.bootstrap import App
 from pilot_grpc.domain.ledger import Event, EventStatus
 from pilot_grpc.domain.vaults import Vault
-from pilot_grpc.services import chain as chain_service
-from pilot_grpc.services import transfers
 from pilot_grpc.services.reconciliation import Reconciliation
 from pilot_grpc.settings import SolanaCluster
-from pilot_grpc.solana import rpc
 from pilot_grpc.solana.clusters import EMBEDDED, MAINNET_USDC_MINT
-from pilot_grpc.solana.endpoint import Patience
 from pilot_grpc.solana.faults import RpcError
 from pilot_grpc.solana.localnet import Localnet
-from tests import make
+from tests import faulty_settlement, make
 from tests.make import Spender
 from tests.solana.chains import Chain, EmbeddedChain
 from tests.solana.payments import ata, connected
@@ -63,17 +58,8 @@ LEFT: Final = "SELECT count(*) FROM pending_transfers"
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nobody wait as long as in production. What is safe does not depend on any of it."""
-    for name, value in (
-        ("IDLE_SECONDS", 0.05),
-        ("RENEW_SECONDS", 0.1),
-        ("RESEND_SECONDS", 0.05),
-        ("RETRY_SECONDS_MIN", 0.02),
-        ("RETRY_SECONDS_MAX", 0.1),
-    ):
-        monkeypatch.setattr(transfers, name, value)
-    monkeypatch.setattr(chain_service, "FEE_PAYER_SECONDS", 0.05)
-    patience = partial(Patience, request_seconds=1.0, backoff_seconds=0.01, rest_seconds=0.1)
-    monkeypatch.setattr(rpc, "Patience", patience)
+    for module, name, value in faulty_settlement.HURRIED:
+        monkeypatch.setattr(module, name, value)
 
 
 def settings_of(chain: Chain, urls: Sequence[str] = ()) -> dict[str, Any]:
