@@ -6,11 +6,11 @@ The embedded chain is a process, too, and so are the servers; both settle, and s
 from __future__ import annotations
 
 import asyncio
-import json
 import random
+import signal
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -273,11 +273,17 @@ class Stage:
         async with self.database.transaction() as conn:
             return [row["signature"] for row in await conn.fetch(SIGNATURES, event_id)]
 
-    async def sign(self, event_id: str) -> str:
-        """Wait until something is."""
-        while not (signed := await self.signed(event_id)):
+    async def sign(self, event_id: str, attempt: int) -> str:
+        """Wait until something is, the n-th time."""
+        while len(signed := await self.signed(event_id)) < attempt:
             await asyncio.sleep(LOOK_SECONDS)
-        return signed[-1]
+        return signed[attempt - 1]
+
+    async def ready(self) -> None:
+        """Wait until both servers serve."""
+        for process in self.pair:
+            async with grpc.aio.insecure_channel(process.address, options=CHANNEL_OPTIONS) as each:
+                await each.channel_ready()
 
 
 @dataclass
@@ -353,9 +359,7 @@ class Party:
     async def followed(self) -> AsyncIterator[list[pb.Change]]:
         """Follow the vault from its first change, on one server after the other."""
         changes: list[pb.Change] = []
-        request = pb.SubscribeEventsRequest(
-            vault_id=self.vault_id, start=pb.STREAM_START_EARLIEST
-        )
+        request = pb.SubscribeEventsRequest(vault_id=self.vault_id, start=pb.STREAM_START_EARLIEST)
 
         async def read_on() -> None:
             async for response in follow(self.stage.channels[0], self.owner, request):
@@ -381,10 +385,9 @@ async def connections(
         for order_ in (addresses, addresses[::-1])
     ]
     try:
-        for process in pair:
-            async with grpc.aio.insecure_channel(process.address, options=CHANNEL_OPTIONS) as each:
-                await each.channel_ready()
-        yield Stage(ground, pair, order, database, tuple(channels))
+        stage = Stage(ground, pair, order, database, tuple(channels))
+        await stage.ready()
+        yield stage
     finally:
         for channel in channels:
             await channel.close()
@@ -434,22 +437,33 @@ def place(request: pytest.FixtureRequest) -> Place | None:
     return place
 
 
+@asynccontextmanager
+async def on_embedded(place: Place, server: Server) -> AsyncIterator[Stage]:
+    for process in place.pair:
+        if process.running is not None and process.running.poll() is not None:
+            process.start()
+    async with connected(place.urls[0]) as rpc, connected(place.urls[1]) as others:
+        ground = EmbeddedGround(place.urls, rpc, others)
+        await ground.heal()
+        async with connections(ground, place.pair, place.order, place.database, server) as stage:
+            yield stage
+
+
+@pytest.fixture
+async def embedded_stage(embedded: Place, server: Server) -> AsyncIterator[Stage]:
+    """Two servers on the embedded chain, for what only that can do."""
+    async with on_embedded(embedded, server) as stage:
+        yield stage
+
+
 @pytest.fixture
 async def stage(
     place: Place | None, server: Server, template: str, tmp_path: Path
 ) -> AsyncIterator[Stage]:
     """Two servers on the embedded chain and, with `make test-all`, on Surfpool."""
     if place is not None:
-        for process in place.pair:
-            if process.running is not None and process.running.poll() is not None:
-                process.start()
-        async with connected(place.urls[0]) as rpc, connected(place.urls[1]) as others:
-            ground = EmbeddedGround(place.urls, rpc, others)
-            await ground.heal()
-            async with connections(
-                ground, place.pair, place.order, place.database, server
-            ) as stage:
-                yield stage
+        async with on_embedded(place, server) as stage:
+            yield stage
         return
     order = tmp_path / "order"
     program = ("-m", "tests.faulty_settlement", str(order))
@@ -475,59 +489,213 @@ async def stage(
 
 
 Pay = Callable[[Party], Awaitable[pb.Event]]
-BY: Final[dict[str, Pay]] = {"transfer": Party.transfer, "withdrawal": Party.withdraw}
+BOTH: Final[tuple[Pay, Pay]] = (Party.transfer, Party.withdraw)
 
 
-@pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "hold"])
-async def test_what_a_sending_meets_does_not_matter(stage: Stage, fault: str, by: str) -> None:
-    """Every node, twice: paid once, by what was signed first."""
+async def test_what_a_sending_meets_does_not_matter(stage: Stage, fault: str) -> None:
+    """At every node, for a transfer and a withdrawal: paid once, by what was signed."""
     party = await stage.party()
     await stage.ground.strike(fault, 2)
 
-    event = await BY[by](party)
-    decided = await party.decided(event.id)
+    events = await asyncio.gather(*(pay(party) for pay in BOTH))
+    decided = [await party.decided(event.id) for event in events]
 
-    assert decided.status == pb.EVENT_STATUS_CONFIRMED
-    assert decided.tx_hash in await stage.signed(event.id)
-    await party.is_right(paid=AMOUNT)
+    for event in decided:
+        assert event.status == pb.EVENT_STATUS_CONFIRMED
+        assert event.tx_hash in await stage.signed(event.id)
+    await party.is_right(paid=2 * AMOUNT)
 
 
-@pytest.mark.parametrize("by", BY)
-async def test_what_is_held_past_its_expiry_is_paid_once(stage: Stage, by: str) -> None:
+async def test_what_is_held_past_its_expiry_is_paid_once(stage: Stage) -> None:
     """It can land no more when something else is signed."""
     party = await stage.party()
     await stage.ground.strike("hold", FOR_EVER)
-    event = await BY[by](party)
-    first = await stage.sign(event.id)
+    events = await asyncio.gather(*(pay(party) for pay in BOTH))
+    first = [await stage.sign(event.id, 1) for event in events]
 
     await stage.ground.age()
-    while len(await stage.signed(event.id)) < 2:  # noqa: ASYNC110 - the servers' to do
-        await asyncio.sleep(LOOK_SECONDS)
+    for event in events:
+        await stage.sign(event.id, 2)
     await stage.ground.heal()
-    decided = await party.decided(event.id)
+    decided = [await party.decided(event.id) for event in events]
 
-    signed = await stage.signed(event.id)
-    assert signed[0] == first
-    assert decided.status == pb.EVENT_STATUS_CONFIRMED
-    assert decided.tx_hash in signed[1:]
-    await party.is_right(paid=AMOUNT)
+    for event, signature in zip(decided, first, strict=True):
+        signed = await stage.signed(event.id)
+        assert signed[0] == signature
+        assert event.status == pb.EVENT_STATUS_CONFIRMED
+        assert event.tx_hash in signed[1:]
+    await party.is_right(paid=2 * AMOUNT)
 
 
-@pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("moment", faulty.MOMENTS)
-async def test_a_server_that_dies_leaves_it_to_the_other(
-    stage: Stage, moment: str, by: str
-) -> None:
+async def test_a_server_that_dies_leaves_it_to_the_other(stage: Stage, moment: str) -> None:
     """Whatever it has done by then, it is paid once, by what was signed first."""
     party = await stage.party()
-    stage.order.write_text(moment)
 
-    event = await BY[by](party)
-    dead = await stage.struck()
+    for pay in BOTH:
+        stage.order.write_text(moment)
+        event = await pay(party)
+        (await stage.struck()).start()
+        decided = await party.decided(event.id)
+        await stage.ready()
+
+        assert decided.status == pb.EVENT_STATUS_CONFIRMED
+        assert await stage.signed(event.id) == [decided.tx_hash]
+    await party.is_right(paid=2 * AMOUNT)
+
+
+@pytest.mark.parametrize("moment", [faulty.SIGNED, faulty.STORED, faulty.RECORDING])
+async def test_a_server_that_freezes_wakes_up_too_late(stage: Stage, moment: str) -> None:
+    """The other one has paid by then; what it still wants to do changes nothing."""
+    party = await stage.party()
+
+    for pay in BOTH:
+        stage.order.write_text(faulty.FREEZE + moment)
+        event = await pay(party)
+        while stage.order.exists():  # noqa: ASYNC110 - a server's to do
+            await asyncio.sleep(LOOK_SECONDS)
+        decided = await party.decided(event.id)
+        for process in stage.pair:
+            process.signal(signal.SIGCONT)
+
+        assert decided.status == pb.EVENT_STATUS_CONFIRMED
+        assert await stage.signed(event.id) == [decided.tx_hash]
+    # Until this one is decided, both have had the time to do what they wanted.
+    await party.decided((await party.transfer()).id)
+    await party.is_right(paid=3 * AMOUNT)
+
+
+async def test_a_server_that_dies_while_it_gives_up_leaves_it_to_the_other(stage: Stage) -> None:
+    """Once while it lets another one be signed, and once while it gives the money back."""
+    party = await stage.party()
+    await stage.ground.strike("drop", FOR_EVER)
+    event = await party.transfer()
+    await stage.sign(event.id, 1)
+
+    stage.order.write_text(faulty.ANEW)
+    await stage.ground.age()
+    (await stage.struck()).start()
+    await stage.sign(event.id, 2)
+    await stage.ready()
+    stage.order.write_text(faulty.FAILING)
+    await stage.ground.age()
+    await stage.sign(event.id, 3)
+    await stage.ground.age()
+    (await stage.struck()).start()
     decided = await party.decided(event.id)
-    dead.start()
+    await stage.ground.heal()
 
-    assert decided.status == pb.EVENT_STATUS_CONFIRMED
-    assert await stage.signed(event.id) == [decided.tx_hash]
-    await party.is_right(paid=AMOUNT)
+    assert decided.status == pb.EVENT_STATUS_FAILED
+    assert decided.failure_reason == pb.FAILURE_REASON_TRANSFER_EXPIRED
+    await stage.ready()
+    await party.is_right(paid=0)
+
+
+async def test_what_a_fork_takes_away_lands_again(embedded_stage: Stage) -> None:
+    """As often as it takes until one is caught between its sighting and its end."""
+    stage, ground = embedded_stage, embedded_stage.ground
+    party = await stage.party()
+    for number, pay in enumerate(BOTH, 1):
+        vanished: list[str] = []
+        while not vanished:
+            event = await pay(party)
+            while not (found := await party.event(event.id)).tx_hash:
+                await asyncio.sleep(LOOK_SECONDS)
+            vanished = await ground.rpc.pilot("fork", signatures=[found.tx_hash])
+            decided = await party.decided(event.id)
+            assert decided.status == pb.EVENT_STATUS_CONFIRMED
+            assert await stage.signed(event.id) == [decided.tx_hash]
+        assert number <= len(BOTH)
+    vault = await party.vault()
+    await party.is_right(paid=FUNDS - vault.chain_balance)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+async def test_a_node_that_is_behind_only_makes_it_wait(embedded_stage: Stage, which: int) -> None:
+    stage, ground = embedded_stage, embedded_stage.ground
+    assert isinstance(ground, EmbeddedGround)
+    party = await stage.party()
+    await (ground.rpc, ground.others)[which].pilot("lag", slots=60)
+
+    events = await asyncio.gather(*(pay(party) for pay in BOTH))
+    decided = [await party.decided(event.id) for event in events]
+    await ground.heal()
+
+    for event in decided:
+        assert event.status == pb.EVENT_STATUS_CONFIRMED
+        assert await stage.signed(event.id) == [event.tx_hash]
+    await party.is_right(paid=2 * AMOUNT)
+
+
+# -- All at once
+
+
+PAYMENTS: Final = 60
+PAYMENTS_EACH_SECONDS: Final = 0.15
+KILLS_EACH_SECONDS: Final = 1.2
+
+
+async def haunt(stage: Stage, chance: random.Random) -> None:
+    """Kill a server every now and then, start it again, and let nodes go wrong all the time."""
+    ground = stage.ground
+    assert isinstance(ground, EmbeddedGround)
+    while True:
+        for _ in range(4):
+            await asyncio.sleep(KILLS_EACH_SECONDS / 4)
+            kind = chance.choice([*FAULTS, "fork", "lag"])
+            node = chance.choice([ground.rpc, ground.others])
+            if kind == "fork":
+                await ground.rpc.pilot("fork")
+            elif kind == "lag":
+                await node.pilot("lag", slots=chance.choice([0, 20, 60]))
+            else:
+                await node.pilot("fault", **FAULTS[kind][0], count=chance.randint(1, 4))
+        process = chance.choice(stage.pair)
+        process.kill()
+        process.start()
+
+
+@pytest.mark.parametrize("seed", [1])
+async def test_servers_that_are_killed_all_the_time_pay_everything_once(
+    embedded_stage: Stage, seed: int
+) -> None:
+    """Sixty payments over servers that die and nodes that fail: the sums agree to the unit."""
+    stage, chance = embedded_stage, random.Random(seed)
+    party = await stage.party()
+    async with party.followed() as changes:
+        haunting = asyncio.create_task(haunt(stage, chance))
+        asking = []
+        for number in range(PAYMENTS):
+            pay = BOTH[number % len(BOTH)]
+            asking.append(asyncio.create_task(pay(party, 10_000 + number)))
+            await asyncio.sleep(PAYMENTS_EACH_SECONDS)
+        events = await asyncio.gather(*asking)
+        haunting.cancel()
+        await asyncio.gather(haunting, return_exceptions=True)
+        await stage.ground.heal()
+        for process in stage.pair:
+            if process.running is None or process.running.poll() is not None:
+                process.start()
+        decided = [await party.decided(event.id) for event in events]
+        await stage.ready()
+
+        confirmed = [event for event in decided if event.status == pb.EVENT_STATUS_CONFIRMED]
+        for event in confirmed:
+            assert event.tx_hash in await stage.signed(event.id)
+        assert len({event.id for event in decided}) == PAYMENTS
+        assert {event.status for event in decided} <= {
+            pb.EVENT_STATUS_CONFIRMED,
+            pb.EVENT_STATUS_FAILED,
+        }
+        await party.is_right(paid=-sum(event.amount for event in confirmed))
+        revision = (await party.vault()).revision
+        while not changes or changes[-1].revision < revision:
+            await asyncio.sleep(LOOK_SECONDS)
+    assert [change.revision for change in changes] == [*range(1, revision + 1)]
+    ends = Counter(
+        change.event.id
+        for change in changes
+        if change.event.id and change.event.status != pb.EVENT_STATUS_PENDING
+    )
+    assert all(ends[event.id] == 1 for event in events)
