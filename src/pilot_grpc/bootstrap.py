@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from pilot_grpc import errors
@@ -53,7 +54,7 @@ from pilot_grpc.services.trimming import TRIM_SECONDS, Trimming
 from pilot_grpc.services.turns import Turns
 from pilot_grpc.services.vaults import Vaults
 from pilot_grpc.services.webhooks import Sender, Webhooks, must_be_callable
-from pilot_grpc.settings import Settings, SolanaCluster
+from pilot_grpc.settings import Settings, SettingsError, SolanaCluster
 from pilot_grpc.solana import clusters
 from pilot_grpc.solana.answers import Commitment
 from pilot_grpc.solana.custody import Custody
@@ -349,11 +350,29 @@ async def _start_settlement(settlement: Settlement) -> list[asyncio.Task[None]]:
 
 
 async def fee_payer_of(settings: Settings, database: Database) -> Signer:
-    """Return who pays the fees: a key of a backend, if one is configured, else a sealed one."""
+    """Return who pays the fees: a key of a backend, if one is configured, else a sealed one.
+
+    Raises SettingsError for a backend that cannot be used.
+    """
+    if settings.fee_payer_keychain_file is not None:
+        return await _keychain_signer(settings.fee_payer_keychain_file)
     if settings.wrapping_key is None:
         raise ValueError("a fee payer's key cannot be made without a wrapping key")
     sealer = Sealer(settings.wrapping_key, settings.old_wrapping_keys)
     return await sealed_fee_payer(database, Custody(sealer))
+
+
+async def _keychain_signer(path: Path) -> Signer:
+    try:
+        from pilot_grpc.solana import keychain
+    except ImportError:
+        raise SettingsError(
+            "PILOT_FEE_PAYER_KEYCHAIN_FILE needs `pip install 'pilot-grpc[keychain]'`"
+        ) from None
+    try:
+        return await keychain.signer_of_file(path)
+    except keychain.BackendRefused as error:
+        raise SettingsError(f"PILOT_FEE_PAYER_KEYCHAIN_FILE: {error}") from None
 
 
 def build_server(settings: Settings, app: App) -> Server:
