@@ -364,7 +364,7 @@ async def fee_payer_of(settings: Settings, database: Database) -> Signer:
 
 async def _keychain_signer(path: Path) -> Signer:
     try:
-        from pilot_grpc.solana import keychain
+        from pilot_grpc.solana import keychain  # noqa: PLC0415 - an extra, which need not be installed
     except ImportError:
         raise SettingsError(
             "PILOT_FEE_PAYER_KEYCHAIN_FILE needs `pip install 'pilot-grpc[keychain]'`"
