@@ -31,7 +31,7 @@ from pilot_grpc.domain.ledger import (
     RecordDeposit,
     UndoDeposit,
 )
-from pilot_grpc.services.chain import Chain
+from pilot_grpc.services.chain import Chain, Complaints
 from pilot_grpc.services.lanes import Lanes
 from pilot_grpc.solana import history
 from pilot_grpc.solana.answers import TOKEN_PROGRAM, Account, Commitment, SignatureRow
@@ -80,6 +80,7 @@ class Deposits:
         self._chain = chain
         self._poll = poll
         self._slots = asyncio.Semaphore(AT_ONCE_MAX)
+        self._complain = Complaints(log)
         # Pending deposits that the chain no longer shows, and the height after which they are
         # gone for good.
         self._missing: dict[EventId, int] = {}
@@ -100,7 +101,7 @@ class Deposits:
             while await self._watch_some() == WATCHES_MAX:
                 pass
         except RpcError as fault:
-            log.warning("deposits are not looked for: %s", fault)
+            self._complain("deposits are not looked for: %s", fault)
 
     async def _watch_some(self) -> int:
         async with self._database.transaction() as conn:
@@ -130,7 +131,7 @@ class Deposits:
         try:
             await self.scan(watch, amount)
         except RpcError as fault:
-            log.warning("the history of vault %s was not read: %s", watch.vault_id, fault)
+            self._complain("histories are not read, as that of %s: %s", watch.vault_id, fault)
         except errors.PilotError as error:
             log.warning("the history of vault %s was not read: %s", watch.vault_id, error.message)
 
