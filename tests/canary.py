@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from traceback import format_exception, walk_tb
 from types import FrameType
 from typing import Any, Final
@@ -18,6 +19,8 @@ KEYPAIR: Final = Keypair.from_seed(hashlib.sha256(b"pilot canary").digest())
 ADDRESS: Final = str(KEYPAIR.pubkey())
 # It pays the fees where the vault does not pay them itself.
 FEE_PAYER: Final = Keypair.from_seed(hashlib.sha256(b"pilot canary of the fees").digest())
+
+TESTS: Final = Path(__file__).parent
 
 # A part gives the whole away, and a repr may be cut short.
 PART_BYTES: Final = 12
@@ -108,8 +111,13 @@ def _with_causes(error: BaseException) -> list[BaseException]:
 
 
 def _variables(error: BaseException) -> Iterator[str]:
-    """Show them as error trackers do, which live with a repr that fails."""
+    """Show them as error trackers do, which live with a repr that fails.
+
+    Not those of the tests, which know the secrets.
+    """
     for frame, line in walk_tb(error.__traceback__):
+        if Path(frame.f_code.co_filename).is_relative_to(TESTS):
+            continue
         for name, value in frame.f_locals.items():
             try:
                 yield f"{line}: {name} = {value!r}\n"

@@ -339,8 +339,8 @@ async def test_a_file_that_configures_no_backend_is_refused_and_not_told(
     with pytest.raises(BackendRefused) as caught:
         await signer_of_file(file)
 
-    text = canary.all_of(caught.value)
-    assert not canary.found(text, canary.traces_of_keypair(canary.KEYPAIR))
+    told = canary.traces_of_keypair(canary.KEYPAIR)
+    assert not canary.found(canary.all_of(caught.value), told)
 
 
 async def test_no_error_tells_a_files_content_whichever_step_fails(tmp_path: Path) -> None:
