@@ -584,6 +584,7 @@ async def test_the_fee_payers_key_is_rewrapped_and_servers_sign_before_meanwhile
                 assert await paid(app, spender, events[-1])
             events.append(await make.spend(app, spender, 1, recipient=FRIEND))
             assert await paid(app, spender, events[-1])
+        assert (await rewrap)[1].startswith("vault keys: 2 re-wrapped, 0 already under 2026-12, 0 ")
         async with paying(database, server, net, NEW) as app:
             after = await make.spend(app, spender, 1, recipient=FRIEND)
             assert await paid(app, spender, after)
@@ -593,7 +594,6 @@ async def test_the_fee_payers_key_is_rewrapped_and_servers_sign_before_meanwhile
         "2026-12 (current): vault keys 0, webhook secrets 0\n"
         "test (old): vault keys 2, webhook secrets 0\n"
     )
-    assert (await rewrap)[1].startswith("vault keys: 2 re-wrapped, 0 already under 2026-12, 0 ")
     assert len(events) > 2
     keys = await vault_seals(db.pool)
     assert {key.vault_id for key in keys} == {spender.vault_id, FEE_PAYER}
