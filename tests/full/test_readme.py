@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import address_in, first_run
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 ADDRESS = "127.0.0.1:50051"
@@ -86,12 +88,6 @@ def type_in(commands: list[str], directory: Path, path: str) -> list[str]:
     return shell.stdout.split(f"{END_OF_OUTPUT}\n")[: len(commands)]
 
 
-def address_in(announcement: str) -> str:
-    """Where the server serves."""
-    address: str = re.findall(r"Pilot serves on (\S+),", announcement)[0]
-    return address
-
-
 def one_line(text: str) -> str:
     """A text without its line breaks, whatever the indentation."""
     return " ".join(text.replace("\\\n", " ").split())
@@ -103,24 +99,8 @@ def announcement(home: Path) -> Iterator[str]:
     left = datetime.now(UTC).replace(hour=23, minute=59, second=59) - datetime.now(UTC)
     if left.total_seconds() < WALK_SECONDS:
         time.sleep(left.total_seconds() + 2)  # the walk counts what is spent in one day
-    with subprocess.Popen(
-        [sys.executable, "-m", "pilot_grpc", "serve"],
-        env={
-            "PATH": os.defpath,
-            "PILOT_DATA_DIR": str(home / "data"),
-            "PILOT_LISTEN_ADDRESS": "127.0.0.1:0",
-        },
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as server:
-        assert server.stdout is not None
-        text = ""
-        for line in server.stdout:
-            text += line
-            if "Ctrl-C" in line:
-                break
+    with first_run(home) as text:
         yield text
-        server.terminate()
 
 
 @pytest.fixture
