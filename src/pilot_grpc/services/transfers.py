@@ -58,8 +58,11 @@ RENEW_SECONDS: Final = 4.0
 IDLE_SECONDS: Final = 1.0
 # A transaction that nobody has seen is sent again so often.
 RESEND_SECONDS: Final = 2.0
-# So many times as often as else, the chain is asked about what was just sent.
-HASTE: Final = 4
+# So many times as often as else, the chain is asked about what was just sent; when there is
+# much of it all the time, less often.
+HASTE: Final = 10
+HASTE_OF_MANY: Final = 2
+FEW_MAX: Final = 4
 # Nodes remember as much without their history.
 RECENT_SECONDS: Final = 45.0
 RETRY_SECONDS_MIN: Final = 0.5
@@ -199,11 +202,12 @@ class Transfers:
 
     def _pause_seconds(self) -> float:
         """Say when to ask again: what was just sent is likely to land soon."""
-        if not self._work.followed:
+        followed = self._work.followed.values()
+        if not followed:
             return IDLE_SECONDS
-        now = asyncio.get_running_loop().time()
-        youngest = now - max(each.since for each in self._work.followed.values())
-        return min(max(youngest / 2, self._poll_seconds / HASTE), self._poll_seconds)
+        youngest = asyncio.get_running_loop().time() - max(each.since for each in followed)
+        haste = HASTE if len(followed) <= FEW_MAX else HASTE_OF_MANY
+        return min(max(youngest / 2, self._poll_seconds / haste), self._poll_seconds)
 
     async def _renew(self) -> None:
         ids = self._work.ids
