@@ -276,31 +276,15 @@ async def test_it_can_land_as_long_as_it_says(vault: Vault) -> None:
     assert 145 <= signed.last_valid_block_height - height <= 150
 
 
-async def test_a_longer_life_that_one_node_tells_of_counts(vault: Vault) -> None:
-    """A node that sees the end too early would have a living transaction paid anew."""
+async def test_a_node_that_lags_does_not_shorten_a_payments_life(vault: Vault) -> None:
+    """The blockhash is the newest that any node has."""
+    fresh = await vault.prepared()
     vault.net.endpoints[0].node.lag = 50
-    fresh = await vault.rpc.newest_blockhash(Commitment.CONFIRMED)
-    vault.net.endpoints[0].node.lag = 0
-    vault.net.endpoints[1].node.lag = 50
-    again = await vault.rpc.newest_blockhash(Commitment.CONFIRMED)
-    vault.net.endpoints[1].faults.add(Fault(Kind.UNAVAILABLE, "getLatestBlockhash"))
-    alone = await vault.rpc.newest_blockhash(Commitment.CONFIRMED)
+    signed = await vault.prepared()
 
-    assert fresh == again == alone
-
-
-async def test_of_a_short_life_and_a_long_one_the_long_one_counts() -> None:
-    low = {"blockhash": sound.BLOCKHASH, "lastValidBlockHeight": 81}
-    high = {"blockhash": sound.OTHER, "lastValidBlockHeight": 229}
-    async with (
-        scripted.node(getLatestBlockhash=[scripted.seen(low, 101)]) as liar,
-        scripted.node(getLatestBlockhash=[scripted.seen(high, 100)]) as honest,
-        scripted.port(liar, honest) as rpc,
-    ):
-        found = await rpc.newest_blockhash()
-
-    assert (found.slot, found.value.blockhash) == (101, sound.BLOCKHASH)
-    assert found.value.last_valid_block_height == 229
+    assert signed.blockhash == fresh.blockhash
+    assert signed.slot == fresh.slot == vault.net.chain.tip - 1
+    assert signed.last_valid_block_height == fresh.last_valid_block_height
 
 
 # -- Recipients
