@@ -40,6 +40,7 @@ from tests.domain.examples import NOON, a_rule, a_spender, a_vault, an_event
 VAULT: Final = VaultId("v")
 AGENT: Final = AgentId("a")
 STRANGER: Final = AgentId("s")
+WALLET: Final = "wallet"
 
 NO_EVENT: Final = an_event(id=EventId("nowhere"))
 
@@ -254,6 +255,21 @@ def test_one_reused_id_refuses_a_batch_whole() -> None:
         book.answer_all([spend(1), other])
 
     assert everything(book) == before
+
+
+def test_one_recipient_without_a_chain_refuses_a_batch_whole() -> None:
+    """The spend before it is not decided either; an answer from better times is given again."""
+    book = a_book(pays_on_chain=True, listed={(AGENT, WALLET)})
+    answered = spend(1, recipient=WALLET)
+    paid = book.answer(answered)
+    book.pays_on_chain = False
+    before = everything(book)
+
+    with pytest.raises(errors.RecipientUnsupported):
+        book.answer_all([spend(1), spend(1, recipient=WALLET)])
+
+    assert everything(book) == before
+    assert book.answer_all([answered, spend(2)])[0] == paid
 
 
 def test_a_batch_is_decided_in_order() -> None:

@@ -112,6 +112,8 @@ class Book:
             before.request.must_equal(request.rpc, request.fingerprint)
         else:
             self._must_be_declinable(self._spender(command.agent_id))
+            if command.recipient is not None:
+                self._must_pay_on_chain()
 
     def answer(self, command: Command, *, may_refuse_decline: bool = False) -> Event:
         """Decide a command, or give the first answer again; raise PilotError to refuse.
