@@ -91,7 +91,7 @@ def test_the_balance_declines_a_spend_last() -> None:
     assert decline_reason(a_spender(a_rule()), 5, 5) is None
 
 
-PASSING: Final = {
+PASSING: Final[dict[FailureReason, dict[str, Any]]] = {
     FailureReason.PROJECT_NOT_ACTIVE: {"project_status": ProjectStatus.ACTIVE},
     FailureReason.VAULT_STOPPED: {"is_stopped": False},
     FailureReason.NO_BUDGET_RULE: {"rule": a_rule(daily_spent=100, monthly_spent=1_000)},
@@ -401,7 +401,7 @@ def test_the_digest_covers_the_change(field: str) -> None:
 @pytest.mark.parametrize("field", [*COVERED_OF_CHANGE, "vault_id", "drift"])
 def test_the_digest_covers_a_drift(field: str) -> None:
     """All of its change, which has no event that would name the vault."""
-    edits = {**COVERED_OF_CHANGE, "vault_id": "w", "drift": '{"id": "f"}'}
+    edits: dict[str, Any] = {**COVERED_OF_CHANGE, "vault_id": "w", "drift": '{"id": "f"}'}
     drift = a_change(event_id=None, drift='{"id": "d"}')
 
     edited = drift._replace(**{field: edits[field]})

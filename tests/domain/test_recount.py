@@ -159,7 +159,7 @@ def test_an_edited_change_of_a_drift_is_found(field: str) -> None:
     edits = {"drift": None} if field == "drift" else {field: EDITED_DRIFT[field]}
 
     for edit in (edits, {field: EDITED_DRIFT[field]}):
-        edited = right.change._replace(**edit)  # type: ignore[arg-type]
+        edited = right.change._replace(**edit)
         wrong = recount.check_change(running, right._replace(change=edited))
 
         assert wrong is not None
