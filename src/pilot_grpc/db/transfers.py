@@ -156,7 +156,7 @@ SELECT $1::text, $2::text
  WHERE (
            SELECT count(*)
              FROM recipient_accounts
-            WHERE created_at >= date_trunc('day', clock_timestamp(), 'UTC')
+            WHERE created_at >= (SELECT date_trunc('day', clock_timestamp(), 'UTC'))
        ) < $3::integer
     ON CONFLICT (address) DO UPDATE
    SET event_id = excluded.event_id
