@@ -170,6 +170,16 @@ SELECT event_id
  WHERE address = $1::text
 """
 
+# Whether the payment that makes an account is on its way.
+IS_ACCOUNT_ON_ITS_WAY: Final = """
+SELECT EXISTS (
+    SELECT
+      FROM recipient_accounts AS made
+      JOIN pending_transfers AS pending ON pending.event_id = made.event_id
+     WHERE made.address = $1::text
+)
+"""
+
 DELETE_ACCOUNTS: Final = """
 DELETE FROM recipient_accounts
  WHERE event_id = ANY ($1::text[])
@@ -324,6 +334,12 @@ async def insert_account(
     if await conn.fetchval(SELECT_ACCOUNT, address) == event_id:
         return True
     return await conn.fetchval(INSERT_ACCOUNT, address, event_id, per_day_max) is not None
+
+
+async def is_account_on_its_way(conn: Connection, address: str) -> bool:
+    """Say whether some payment that is on its way makes the account of this recipient."""
+    is_on_its_way: bool = await conn.fetchval(IS_ACCOUNT_ON_ITS_WAY, address)
+    return is_on_its_way
 
 
 async def delete_accounts(conn: Connection, ids: Collection[EventId]) -> None:
