@@ -245,10 +245,10 @@ async def fail_funding(
 
 
 async def deposit(
-    app: App, spender: Spender, amount: int, tx_hash: str, *, landed: int | None = 1
+    app: App, vault_id: VaultId, amount: int, tx_hash: str, *, landed: int | None = 1
 ) -> Event:
     """A deposit as the chain shows it: final at a slot, or only seen."""
-    return await app.lanes.decide(RecordDeposit(spender.vault_id, amount, tx_hash, landed))
+    return await app.lanes.decide(RecordDeposit(vault_id, amount, tx_hash, landed))
 
 
 async def allow(app: App, spender: Spender, recipient: str = WALLET) -> None:
@@ -256,27 +256,26 @@ async def allow(app: App, spender: Spender, recipient: str = WALLET) -> None:
     await app.agents.add_recipient(spender.owner, spender.agent_id, recipient, None)
 
 
-async def land(app: App, spender: Spender, paid: Event, tx_hash: str, *, slot: int = 2) -> Event:
+async def land(app: App, paid: Event, tx_hash: str, *, slot: int = 2) -> Event:
     """The end of a payment that the chain has made."""
-    return await app.lanes.decide(ConfirmTransfer(spender.vault_id, paid.id, tx_hash, slot))
+    return await app.lanes.decide(ConfirmTransfer(paid.vault_id, paid.id, tx_hash, slot))
 
 
 async def lose(
     app: App,
-    spender: Spender,
     paid: Event,
     signature: str | None = None,
     reason: FailureReason = FailureReason.TRANSFER_EXPIRED,
 ) -> Event:
     """The end of a payment that is never made."""
-    return await app.lanes.decide(FailTransfer(spender.vault_id, paid.id, reason, signature))
+    return await app.lanes.decide(FailTransfer(paid.vault_id, paid.id, reason, signature))
 
 
-async def stop(app: App, spender: Spender, amount: int, drift_id: str = "cdrift") -> Drift:
+async def stop(app: App, vault_id: VaultId, amount: int, drift_id: str = "cdrift") -> Drift:
     """A drift, as a reconciliation finds it; of nothing, the end of one."""
     books = app.agents.books
     async with app.database.transaction() as conn:
-        book = await books.open(conn, [spender.vault_id])
+        book = await books.open(conn, [vault_id])
         (vault,) = book.vaults.values()
         drift = Drift(
             id=drift_id,

@@ -79,14 +79,14 @@ async def history(start: StartApp) -> History:
     await make.release(app, beside, events["released today"])
     await make.allow(app, agent)
     events |= {
-        "deposit": await make.deposit(app, agent, 100, "deposit"),
+        "deposit": await make.deposit(app, agent.vault_id, 100, "deposit"),
         "paid": await make.spend(app, agent, 10, recipient=make.WALLET),
         "lost": await make.spend(app, agent, 20, recipient=make.WALLET),
     }
-    await make.land(app, agent, events["paid"], "payment")
-    await make.lose(app, agent, events["lost"])
-    await make.stop(app, agent, -3)
-    drift = await make.stop(app, agent, -5)
+    await make.land(app, events["paid"], "payment")
+    await make.lose(app, events["lost"])
+    await make.stop(app, agent.vault_id, -3)
+    drift = await make.stop(app, agent.vault_id, -5)
     events["acknowledged"] = await make.acknowledge(app, agent, drift)
     events["on its way"] = await make.spend(app, agent, 30, recipient=make.WALLET)
     ids = {name: event.id for name, event in events.items()}
