@@ -341,6 +341,12 @@ SELECT count(*)
 """
 
 
+async def waited_for(conn: Connection, count: int = 1) -> None:
+    """Return once so many wait for a lock that a connection holds."""
+    while await conn.fetchval(WAITING) < count:
+        pass
+
+
 @dataclass(frozen=True)
 class VaultLock:
     """A vault's lock, held as another process would hold it."""
@@ -349,8 +355,7 @@ class VaultLock:
 
     async def is_waited_for(self, count: int = 1) -> None:
         """Return once so many wait for this lock."""
-        while await self.conn.fetchval(WAITING) < count:
-            pass
+        await waited_for(self.conn, count)
 
 
 @asynccontextmanager
