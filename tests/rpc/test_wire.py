@@ -16,6 +16,7 @@ from pilot_grpc.gen.pilot.v1 import agents_pb2 as agents
 from pilot_grpc.gen.pilot.v1 import budgets_pb2 as budgets
 from pilot_grpc.gen.pilot.v1 import ledger_pb2 as ledger
 from pilot_grpc.gen.pilot.v1 import projects_pb2 as projects
+from pilot_grpc.solana import addresses
 from tests import make
 from tests.rpc.serving import Pilot, Refusal, Tenant, fresh, new_agent, refusal
 
@@ -690,6 +691,23 @@ async def test_a_message_above_four_mebibytes_is_refused_unread(shared: Pilot) -
 
     assert (await refusal(tenant.owner(request))).code == "RESOURCE_EXHAUSTED"
     assert await shared.dump() == before
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_recipient_of_a_batch_that_is_no_wallet_is_named_by_its_place(
+    shared: Pilot, count: int
+) -> None:
+    """As every other field of a batch is, however short that is; of one spend, by its name."""
+    tenant = await shared.tenant()
+    account = addresses.token_account(make.WALLET, make.OTHER_WALLET)
+    spends = [ledger.SpendRequest(amount=1, request_id=fresh()) for _ in range(count)]
+    spends[-1].recipient = account
+
+    batch = await refusal(tenant.agent(ledger.BatchSpendRequest(spends=spends)))
+    alone = await refusal(tenant.agent(spends[-1]))
+
+    assert (batch.code, batch.fields) == ("INVALID_ARGUMENT", [f"spends[{count - 1}].recipient"])
+    assert (alone.code, alone.fields) == ("INVALID_ARGUMENT", ["recipient"])
 
 
 async def test_a_recipient_is_not_supported_without_a_chain(shared: Pilot) -> None:
