@@ -75,9 +75,10 @@ lock: setup ## Pin the newest versions that pyproject.toml allows
 	@$(LOCK) --group dev --constraint requirements.lock pyproject.toml \
 		--output-file requirements-dev.lock
 
-bench: setup ## Measure spends against pgbench on one row, and how fast events come out
+bench: setup ## Measure spends against pgbench on one row, how fast events come out, and payments on chain
 	@$(BIN)/python -m bench.spend
 	@$(BIN)/python -m bench.stream
+	@$(BIN)/python -m bench.settlement
 
 db-migrate: $(VENV)/runtime.stamp ## Apply the pending migrations
 	@$(BIN)/pilot db migrate

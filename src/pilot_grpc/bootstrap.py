@@ -213,7 +213,7 @@ def build(
             wire.webhook_body,
             worker,
         ),
-        budgets=Budgets(database, clock, homes, new_id),
+        budgets=Budgets(database, clock, homes, new_id, pays_on_chain=rpc is not None),
         ledger=Ledger(database, lanes, homes, declines, turns, streams),
         auditor=Auditor(database, turns),
         settlement=settlement,
@@ -336,16 +336,15 @@ async def running(
 
 
 async def _start_settlement(settlement: Settlement) -> list[asyncio.Task[None]]:
-    """Begin to work on the chain. Deposits come first: they are what payments are made of."""
+    """Begin to work on the chain, which may be away."""
     deposits, fee_payer = settlement.deposits, settlement.fee_payer
     await deposits.begin()
-    await fee_payer.check()
     settlement.transfers.start()
     return [
         asyncio.create_task(every(deposits.watch_seconds, deposits.watch)),
         asyncio.create_task(every(CLEAN_SECONDS, deposits.begin)),
         asyncio.create_task(every(ROUND_SECONDS, settlement.reconciler.round)),
-        asyncio.create_task(every(FEE_PAYER_SECONDS, fee_payer.check)),
+        asyncio.create_task(every(FEE_PAYER_SECONDS, fee_payer.check, first=0)),
     ]
 
 

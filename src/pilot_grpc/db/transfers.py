@@ -20,6 +20,7 @@ DELETE FROM pending_transfers
 """
 
 # Whoever decides that a payment failed must know of its last signature, and of no later one.
+# Rows are locked in the order of their ids wherever several are, so nobody deadlocks.
 LOCK_SIGNATURES: Final = """
 SELECT event_id, signature
   FROM pending_transfers
@@ -74,9 +75,16 @@ SELECT pending.event_id, pending.vault_id, events.agent_id, vaults.address,
 RENEW: Final = """
 UPDATE pending_transfers
    SET leased_until = clock_timestamp() + $3::interval
- WHERE event_id = ANY ($1::text[])
-   AND leased_by = $2::text
-RETURNING event_id
+  FROM (
+           SELECT event_id
+             FROM pending_transfers
+            WHERE event_id = ANY ($1::text[])
+              AND leased_by = $2::text
+            ORDER BY event_id
+              FOR UPDATE
+       ) AS mine
+ WHERE pending_transfers.event_id = mine.event_id
+RETURNING pending_transfers.event_id
 """
 
 POSTPONE: Final = """
@@ -148,7 +156,7 @@ SELECT $1::text, $2::text
  WHERE (
            SELECT count(*)
              FROM recipient_accounts
-            WHERE created_at >= date_trunc('day', clock_timestamp(), 'UTC')
+            WHERE created_at >= (SELECT date_trunc('day', clock_timestamp(), 'UTC'))
        ) < $3::integer
     ON CONFLICT (address) DO UPDATE
    SET event_id = excluded.event_id
@@ -160,6 +168,16 @@ SELECT_ACCOUNT: Final = """
 SELECT event_id
   FROM recipient_accounts
  WHERE address = $1::text
+"""
+
+# Whether the payment that makes an account is on its way.
+IS_ACCOUNT_ON_ITS_WAY: Final = """
+SELECT EXISTS (
+    SELECT
+      FROM recipient_accounts AS made
+      JOIN pending_transfers AS pending ON pending.event_id = made.event_id
+     WHERE made.address = $1::text
+)
 """
 
 DELETE_ACCOUNTS: Final = """
@@ -316,6 +334,12 @@ async def insert_account(
     if await conn.fetchval(SELECT_ACCOUNT, address) == event_id:
         return True
     return await conn.fetchval(INSERT_ACCOUNT, address, event_id, per_day_max) is not None
+
+
+async def is_account_on_its_way(conn: Connection, address: str) -> bool:
+    """Say whether some payment that is on its way makes the account of this recipient."""
+    is_on_its_way: bool = await conn.fetchval(IS_ACCOUNT_ON_ITS_WAY, address)
+    return is_on_its_way
 
 
 async def delete_accounts(conn: Connection, ids: Collection[EventId]) -> None:

@@ -192,9 +192,9 @@ async def _read_payments(conn: Connection, book: Book, commands: Sequence[Comman
     recipients |= {c.recipient for c in commands if isinstance(c, Withdraw | Settle)}
     if recipients:
         book.vault_ids = await vaults_db.select_vault_ids(conn, recipients)
-    failing = {c.event_id for c in commands if isinstance(c, FailTransfer)}
-    if failing:
-        book.signatures = await transfers_db.lock_signatures(conn, failing)
+    decided = {c.event_id for c in commands if isinstance(c, ConfirmTransfer | FailTransfer)}
+    if decided:
+        book.signatures = await transfers_db.lock_signatures(conn, decided)
     drifting = {c.vault_id for c in commands if isinstance(c, AcknowledgeDrift)}
     if drifting:
         book.on_their_way = await transfers_db.count_pending(conn, drifting)

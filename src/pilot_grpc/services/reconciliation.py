@@ -19,7 +19,7 @@ from pilot_grpc.db.deposits import Expected, Watch
 from pilot_grpc.domain.ids import VaultId
 from pilot_grpc.domain.vaults import Drift
 from pilot_grpc.services.books import Books
-from pilot_grpc.services.chain import Chain
+from pilot_grpc.services.chain import Chain, Complaints
 from pilot_grpc.services.deposits import Deposits
 from pilot_grpc.solana import history
 from pilot_grpc.solana.faults import RpcError, RpcUnavailable
@@ -65,6 +65,7 @@ class Reconciler:
         self._new_id = new_id
         self._interval = interval
         self._slots = asyncio.Semaphore(AT_ONCE_MAX)
+        self._complain = Complaints(log)
 
     async def round(self) -> None:
         """Compare those vaults whose turn it is."""
@@ -78,7 +79,7 @@ class Reconciler:
             async with self._slots:
                 found = await self.reconcile(watch.vault_id)
         except RpcError as fault:
-            log.warning("vault %s was not reconciled: %s", watch.vault_id, fault)
+            self._complain("vaults are not reconciled: %s", fault)
         except errors.PilotError as error:
             log.warning("vault %s was not reconciled: %s", watch.vault_id, error.message)
         else:
@@ -100,7 +101,9 @@ class Reconciler:
         watch = await self._watch(vault_id)
         account = self._chain.account_of(watch.address)
         holdings = await history.holdings(self._chain.rpc, account, self._chain.usdc_mint)
-        known = await self._deposits.scan(watch, min_slot=holdings.slot, from_slot=from_slot)
+        known = await self._deposits.scan(
+            watch, holdings.amount, min_slot=holdings.slot, from_slot=from_slot
+        )
         if known < holdings.slot:
             raise RpcUnavailable("the history up to the balance is not to be had yet")
         amount = holdings.amount if holdings.owner in {None, watch.address} else 0
@@ -150,7 +153,7 @@ class Reconciler:
                 found_amount=amount,
                 expected_amount=expected.amount,
                 outflows=tuple(await deposits_db.select_outflows(conn, vault_id, slot)),
-                created_at=book.now(vault),
+                created_at=before.created_at if before is not None else book.now(vault),
             )
             book.stop(drift)
             await self._books.write(conn, book)

@@ -31,7 +31,7 @@ from pilot_grpc.domain.ledger import (
     FailureReason,
     SightTransfer,
 )
-from pilot_grpc.services.chain import Chain, Signers
+from pilot_grpc.services.chain import Chain, Complaints, Signers
 from pilot_grpc.services.lanes import Lanes
 from pilot_grpc.solana import payments
 from pilot_grpc.solana.answers import Commitment, Status
@@ -58,6 +58,11 @@ RENEW_SECONDS: Final = 4.0
 IDLE_SECONDS: Final = 1.0
 # A transaction that nobody has seen is sent again so often.
 RESEND_SECONDS: Final = 2.0
+# So many times as often as else, the chain is asked about what was just sent; when there is
+# much of it all the time, less often.
+HASTE: Final = 10
+HASTE_OF_MANY: Final = 2
+FEW_MAX: Final = 4
 # Nodes remember as much without their history.
 RECENT_SECONDS: Final = 45.0
 RETRY_SECONDS_MIN: Final = 0.5
@@ -65,6 +70,8 @@ RETRY_SECONDS_MAX: Final = 15.0
 # A payment that could not be signed for so long is given back.
 UNSENT_MAX: Final = timedelta(minutes=10)
 ATTEMPTS_MAX: Final = 3
+# To end one takes half a dozen questions to each node, which are not to be had for hundreds.
+ENDED_AT_ONCE_MAX: Final = 4
 # Behind one URL there may be several nodes, of which one is behind: a transaction is given up
 # only so many blocks after the last one in which it could land.
 EXPIRY_MARGIN_BLOCKS: Final = 150
@@ -93,6 +100,14 @@ class _Followed:
     def given_up_after(self) -> int:
         """The block height after which it is certain that it never lands."""
         return self.sent.last_valid_block_height + EXPIRY_MARGIN_BLOCKS
+
+
+class _NoAccount(Exception):
+    """This payment may not make its recipient's account. Another one may be about to."""
+
+    def __init__(self, is_on_its_way: bool) -> None:
+        super().__init__()
+        self.is_on_its_way = is_on_its_way
 
 
 @dataclass(slots=True)
@@ -135,6 +150,7 @@ class Transfers:
         self._accounts_per_day = accounts_per_day
         self._poll_seconds = poll.total_seconds()
         self._prices = RecentPrices()
+        self._complain = Complaints(log)
         self._work = _Work()
         self._slots = asyncio.Semaphore(AT_ONCE_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -178,22 +194,30 @@ class Transfers:
                     await self._claim()
                 await self._follow()
             except errors.PilotError as error:
-                log.warning("payments wait: %s", error.message)
+                self._complain("payments wait: %s", error.message)
             except RpcError as fault:
-                log.warning("payments wait for the chain: %s", fault)
+                self._complain("payments wait for the chain: %s", fault)
             except Exception:
                 log.exception("payments wait")
             await self._pause()
 
     async def _pause(self) -> None:
-        seconds = self._poll_seconds if self._work.followed else IDLE_SECONDS
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(self._pause_seconds()):
                 await self._awake.wait()
         except TimeoutError:
             return
         # Those that come together are claimed together.
         await asyncio.sleep(0)
+
+    def _pause_seconds(self) -> float:
+        """Say when to ask again: what was just sent is likely to land soon."""
+        followed = self._work.followed.values()
+        if not followed:
+            return IDLE_SECONDS
+        youngest = asyncio.get_running_loop().time() - max(each.since for each in followed)
+        haste = HASTE if len(followed) <= FEW_MAX else HASTE_OF_MANY
+        return min(max(youngest / 2, self._poll_seconds / haste), self._poll_seconds)
 
     async def _renew(self) -> None:
         ids = self._work.ids
@@ -210,13 +234,17 @@ class Transfers:
             return
         async with self._database.transaction() as conn:
             ids = await transfers_db.claim(conn, self._worker, LEASE, room)
-        if ids:
-            await self._take(ids)
+            transfers = await transfers_db.select_transfers(conn, ids, self._worker) if ids else []
+        self._go_on(transfers)
 
-    async def _take(self, ids: Iterable[EventId]) -> None:
-        """Go on with payments that were claimed, wherever somebody else may have stopped."""
+    async def _take(self, event_id: EventId) -> None:
+        """Look anew at a payment that this process has."""
         async with self._database.transaction() as conn:
-            transfers = await transfers_db.select_transfers(conn, list(ids), self._worker)
+            transfers = await transfers_db.select_transfers(conn, [event_id], self._worker)
+        self._go_on(transfers)
+
+    def _go_on(self, transfers: Iterable[Transfer]) -> None:
+        """Go on with payments, wherever this or another process has stopped."""
         for transfer in transfers:
             if transfer.sent is None:
                 self._begin(transfer)
@@ -272,10 +300,11 @@ class Transfers:
             mint=self._chain.usdc_mint,
         )
         rpc = self._chain.rpc
-        judgement = await payments.judge(rpc, payment)
-        if judgement.needs_account and not (transfer.is_trusted and self._accounts_per_day):
-            text = "the recipient has no account for USDC, and none is made for it"
-            raise PaymentRefused(Refusal.RECIPIENT_HAS_NO_ACCOUNT, text)
+        judgement = await payments.judge(
+            rpc,
+            payment,
+            may_make_account=transfer.is_trusted and self._accounts_per_day > 0,
+        )
         signed = await payments.prepare(
             rpc,
             payment,
@@ -285,7 +314,14 @@ class Transfers:
             self._policy,
             self._prices,
         )
-        sent = await self._store(transfer, signed, makes_account=judgement.needs_account)
+        try:
+            sent = await self._store(transfer, signed, makes_account=judgement.needs_account)
+        except _NoAccount as found:
+            if not found.is_on_its_way:
+                await payments.judge(rpc, payment, may_make_account=False)
+            # Somebody else has made the recipient's account, or is about to.
+            await self._put_off(transfer)
+            return None
         if sent is None:
             # Somebody else was faster, or the vault was stopped: begin anew with what is there.
             await self._put_off(transfer, at_once=True)
@@ -298,7 +334,7 @@ class Transfers:
     async def _store(
         self, transfer: Transfer, signed: Signed, *, makes_account: bool
     ) -> Sent | None:
-        """Write down what is to be sent; None when it must not be."""
+        """Write down what is to be sent; None when it must not be. Raises _NoAccount."""
         sent = Sent(
             signed.signature, signed.transaction, signed.last_valid_block_height, signed.slot
         )
@@ -306,8 +342,7 @@ class Transfers:
             if makes_account and not await transfers_db.insert_account(
                 conn, transfer.recipient, transfer.event_id, self._accounts_per_day
             ):
-                text = "the recipient's account was made once, or too many were made today"
-                raise PaymentRefused(Refusal.RECIPIENT_HAS_NO_ACCOUNT, text)
+                raise _NoAccount(await transfers_db.is_account_on_its_way(conn, transfer.recipient))
             stored = await transfers_db.insert_signature(
                 conn, transfer.event_id, transfer.attempt, sent, signed.blockhash
             )
@@ -399,7 +434,7 @@ class Transfers:
         """Let go of a payment that is decided, and look anew at one that is not."""
         self._work.followed.pop(event.id, None)
         if event.status is EventStatus.PENDING:
-            await self._take([event.id])
+            await self._take(event.id)
 
     async def _care_for_missing(self, missing: Sequence[_Followed], now: float) -> None:
         """End what can no longer land, and send again what nobody has seen."""
@@ -409,7 +444,8 @@ class Transfers:
         height = await self._chain.rpc.block_height()
         alive = [each for each in due if height <= each.sent.last_valid_block_height]
         expired = [each for each in due if height > each.given_up_after]
-        await asyncio.gather(*map(self._send, alive), *map(self._end, expired))
+        ended = sorted(expired, key=lambda each: each.sent_at)[:ENDED_AT_ONCE_MAX]
+        await asyncio.gather(*map(self._send, alive), *map(self._end_or_wait, ended))
 
     async def _send(self, each: _Followed) -> None:
         """Send the stored bytes. Whatever comes back, only the status decides."""
@@ -422,6 +458,14 @@ class Transfers:
             )
         except RpcError as fault:
             log.info("payment %s may not have been sent: %s", each.transfer.event_id, fault)
+
+    async def _end_or_wait(self, each: _Followed) -> None:
+        """End a payment, now or the next time; what goes wrong with it delays no other."""
+        each.sent_at = asyncio.get_running_loop().time()
+        try:
+            await self._end(each)
+        except RpcError as fault:
+            log.warning("payment %s waits for the chain: %s", each.transfer.event_id, fault)
 
     async def _end(self, each: _Followed) -> None:
         """Sign anew, or fail, what is not on chain and can no longer get there."""
@@ -439,4 +483,4 @@ class Transfers:
             "payment %s did not land in time; attempt %s begins", transfer.event_id, attempt
         )
         self._work.followed.pop(transfer.event_id, None)
-        await self._take([transfer.event_id])
+        await self._take(transfer.event_id)
