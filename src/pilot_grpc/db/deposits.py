@@ -79,7 +79,7 @@ SELECT vault_scans.vault_id, vaults.address, vault_scans.scanned_slot,
 UPDATE_SCAN: Final = """
 UPDATE vault_scans
    SET scanned_slot = greatest(scanned_slot, $2::bigint),
-       watched_amount = $3::bigint,
+       watched_amount = coalesce($3::bigint, watched_amount),
        next_scan_at = clock_timestamp() + $4::interval
  WHERE vault_id = $1::text
 """
@@ -219,7 +219,10 @@ async def select_watch(conn: Connection, vault_id: VaultId) -> Watch | None:
 async def update_scan(
     conn: Connection, vault_id: VaultId, slot: int, amount: int | None, interval: timedelta
 ) -> None:
-    """Note that all up to a slot is known, and when to look the next time at the latest."""
+    """Note that all up to a slot is known, and when to look the next time at the latest.
+
+    `amount` is what the account held before, None where nothing new is known of that.
+    """
     await conn.execute(UPDATE_SCAN, vault_id, slot, amount, interval)
 
 

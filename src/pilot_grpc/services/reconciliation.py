@@ -101,7 +101,9 @@ class Reconciler:
         watch = await self._watch(vault_id)
         account = self._chain.account_of(watch.address)
         holdings = await history.holdings(self._chain.rpc, account, self._chain.usdc_mint)
-        known = await self._deposits.scan(watch, min_slot=holdings.slot, from_slot=from_slot)
+        known = await self._deposits.scan(
+            watch, holdings.amount, min_slot=holdings.slot, from_slot=from_slot
+        )
         if known < holdings.slot:
             raise RpcUnavailable("the history up to the balance is not to be had yet")
         amount = holdings.amount if holdings.owner in {None, watch.address} else 0

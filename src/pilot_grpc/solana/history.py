@@ -219,14 +219,20 @@ def _since(floor_slot: int, found: dict[str, SignatureRow]) -> list[SignatureRow
 
 
 async def movement(
-    rpc: Rpc, signature: str, account: str, mint: str, *, commitment: Commitment
+    rpc: Rpc,
+    signature: str,
+    account: str,
+    mint: str,
+    *,
+    commitment: Commitment,
+    counts: bool = False,
 ) -> Movement | None:
     """Return what a transaction did to a token account; None when the chain does not show it.
 
-    At FINALIZED two endpoints must say the same (one, if one is configured): which slot, how
-    much, and whether it failed. That it is not there needs two as well: a node that hides a
-    transaction, or one that lags, makes the others' word RpcDisagreed, and never None.
-    Otherwise the word of any node is enough, and may change.
+    At FINALIZED, and where it `counts` before that, two endpoints must say the same (one, if
+    one is configured): which slot, how much, and whether it failed. That it is not there needs
+    two as well: a node that hides a transaction, or one that lags, makes the others' word
+    RpcDisagreed, and never None. Otherwise the word of any node is enough, and may change.
 
     Raises RpcErrors.
     """
@@ -238,7 +244,7 @@ async def movement(
     def verdict(found: Movement | None) -> Hashable:
         return "absent" if found is None else (found.slot, found.delta, found.failed)
 
-    if commitment is Commitment.FINALIZED:
+    if counts or commitment is Commitment.FINALIZED:
         return await rpc.agreed(look, verdict)
     return await look(rpc, 0)
 
