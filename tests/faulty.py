@@ -78,7 +78,8 @@ def frozen(records: Iterable[Any]) -> Iterator[Any]:
     yield from records
 
 
-def main() -> int:
+def be_impatient() -> None:
+    """Wait for no frozen process longer than a second."""
     here: Any = connection
     patience = f"session_timeout = '{FROZEN_MAX.seconds}s'"
     begin = here.BEGIN.replace("session_timeout = '15s'", patience)
@@ -90,6 +91,10 @@ def main() -> int:
     modules: tuple[Any, ...] = (here, lanes)
     for module in modules:
         module.BEGIN_BRIEF = brief
+
+
+def main() -> int:
+    be_impatient()
     if sys.argv[1:] != ["sound"]:
         for kind, name, wrap in (
             (books.Books, "write", after_write),

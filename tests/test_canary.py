@@ -81,6 +81,8 @@ async def live(pilot: Pilot, everything: Everything) -> None:
         ledger_pb2.ListEventsRequest(vault_id=vault_id),
         ledger_pb2.VerifyLedgerRequest(vault_id=vault_id),
         agents_pb2.IssueWebhookSecretRequest(agent_id=agent.agent.id),
+        agents_pb2.AddRecipientRequest(agent_id=agent.agent.id, address=make.WALLET),
+        agents_pb2.ListRecipientsRequest(agent_id=agent.agent.id),
         projects_pb2.GetProjectRequest(project_id=project_id),
         projects_pb2.ListProjectsRequest(),
     ):
@@ -90,11 +92,20 @@ async def live(pilot: Pilot, everything: Everything) -> None:
         (vaults_pb2.GetVaultRequest(vault_id=canary.ADDRESS), "INVALID_ARGUMENT"),
         (vaults_pb2.GetVaultRequest(vault_id=agent.agent.id), "NOT_FOUND"),
         (projects_pb2.DeleteProjectRequest(project_id=project_id), "FAILED_PRECONDITION"),
+        (withdrawal(vault_id, recipient=make.WALLET), "UNIMPLEMENTED"),
+        (withdrawal(vault_id, recipient="1" * 33), "INVALID_ARGUMENT"),
+        (vaults_pb2.GetDepositAddressRequest(vault_id=vault_id), "UNIMPLEMENTED"),
     ]
     for request, code in refused:
         await call(everything, user, request, code)
     await call(
         everything, pilot.nobody, vaults_pb2.GetVaultRequest(vault_id=vault_id), "UNAUTHENTICATED"
+    )
+
+
+def withdrawal(vault_id: str, recipient: str) -> vaults_pb2.WithdrawRequest:
+    return vaults_pb2.WithdrawRequest(
+        vault_id=vault_id, amount=1, recipient=recipient, request_id=fresh()
     )
 
 

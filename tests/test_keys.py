@@ -20,7 +20,7 @@ import pytest
 from solders.pubkey import Pubkey
 from solders.signature import Signature
 
-from pilot_grpc.bootstrap import App
+from pilot_grpc.bootstrap import AIRDROP_LAMPORTS, App
 from pilot_grpc.db import vaults as vaults_db
 from pilot_grpc.db import webhooks as webhooks_db
 from pilot_grpc.db.connection import Connection, Database
@@ -30,9 +30,11 @@ from pilot_grpc.services import keys as keys_service
 from pilot_grpc.services.keys import SHELVES, Keys, Update
 from pilot_grpc.services.webhooks import Signer
 from pilot_grpc.settings import WrappingKey
+from pilot_grpc.solana import localnet
 from pilot_grpc.solana.custody import Custody, SealedKey
 from tests import make
 from tests.conftest import Server
+from tests.processes import first_run
 
 OLD: Final = make.WRAPPING_KEY
 NEW: Final = WrappingKey(id="2026-12", secret=bytes(range(1, 33)))
@@ -378,12 +380,12 @@ def environ(database: str, server: Server, old: Sequence[WrappingKey]) -> dict[s
 
 
 async def pilot_keys(
-    command: str, database: str, server: Server, *old: WrappingKey
+    command: str, database: str, server: Server, *old: WrappingKey, **more: str
 ) -> tuple[int | None, str, str]:
     """Run `pilot keys ...`; its exit code and what it printed."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pilot_grpc", "keys", command),
-        env=environ(database, server, old),
+        env=environ(database, server, old) | more,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -517,3 +519,59 @@ async def test_seals_are_counted_by_the_key_that_made_them(db: Database) -> None
     counts = await Keys(db, ROTATED).count()
 
     assert [(each.wrapping_key_id, each.vaults) for each in counts] == [(NEW.id, 1), (OLD.id, 2)]
+
+
+async def test_the_fee_payer_is_the_one_that_servers_have_and_what_it_has_is_told(
+    database: str, server: Server
+) -> None:
+    """Whoever asks first makes it, so that it can be given SOL before anything is paid."""
+    async with localnet.running(None, manual=True) as net:
+        more = {"PILOT_SOLANA_RPC_URLS": net.url}
+        code, printed, _ = await pilot_keys("fee-payer", database, server, OLD, **more)
+        address, lamports = printed.splitlines()
+        net.airdrop(Pubkey.from_string(address), 5_000_000)
+        net.finalize()
+        async with make.app(
+            database, database_pooler=server.pooler, wrapping_key=NEW, solana_rpc_urls=(net.url,)
+        ) as app:
+            assert app.settlement is not None
+            assert app.settlement.transfers._signers.fee_payer.address == address
+        again = await pilot_keys("fee-payer", database, server, OLD, **more)
+
+    assert (code, lamports) == (0, "0 lamports")
+    assert again[:2] == (0, f"{address}\n5000000 lamports\n")
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({}, "no chain answers, so nobody knows what it has\n"),
+        ({"PILOT_SOLANA_RPC_URLS": "http://127.0.0.1:1/hunter2"}, "what it has is not known: "),
+    ],
+    ids=["none", "away"],
+)
+async def test_the_fee_payer_is_told_without_a_chain(
+    database: str, server: Server, more: dict[str, str], told: str
+) -> None:
+    more = more | {"PILOT_LOG_LEVEL": "error"}
+
+    code, printed, complaints = await pilot_keys("fee-payer", database, server, OLD, **more)
+
+    assert code == 0
+    assert Pubkey.from_string(printed.removesuffix("\n")).is_on_curve()
+    assert complaints.startswith(told)
+    assert "hunter2" not in complaints
+
+
+def test_the_fee_payer_of_a_first_run_was_given_sol(home: Path) -> None:
+    with first_run(home):
+        told = subprocess.run(
+            [sys.executable, "-m", "pilot_grpc", "keys", "fee-payer"],
+            env={"PATH": os.defpath, "PILOT_DATA_DIR": str(home / "data")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.endswith(f"\n{AIRDROP_LAMPORTS} lamports\n")

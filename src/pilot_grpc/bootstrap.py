@@ -213,7 +213,7 @@ def build(
             wire.webhook_body,
             worker,
         ),
-        budgets=Budgets(database, clock, homes, new_id),
+        budgets=Budgets(database, clock, homes, new_id, pays_on_chain=rpc is not None),
         ledger=Ledger(database, lanes, homes, declines, turns, streams),
         auditor=Auditor(database, turns),
         settlement=settlement,

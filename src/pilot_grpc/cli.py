@@ -1,4 +1,4 @@
-"""The command line: `pilot serve`, `health`, `localnet`, `db ...` and `keys ...`.
+"""The command line: `pilot serve`, `health`, `demo`, `localnet`, `db ...` and `keys ...`.
 
 What only one command needs is imported by that command, so that the others start at once.
 """
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from pilot_grpc import (
     cli_db,
+    cli_demo,
     cli_keys,
     cli_localnet,
     database_url,
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_db.add_commands(db.add_subparsers(required=True, metavar="COMMAND"))
     keys = commands.add_parser("keys", help="see the wrapping keys in use, and change the key")
     cli_keys.add_commands(keys.add_subparsers(required=True, metavar="COMMAND"))
+    cli_demo.add_command(commands)
     cli_localnet.add_command(commands)
     return parser
 

@@ -52,7 +52,7 @@ def provided(settings: Settings, *, chain: bool = False) -> Iterator[Settings]:
         url = stack.enter_context(embedded.running(settings.data_dir))
         urls = settings.solana_rpc_urls
         if chain and settings.uses_embedded_chain:
-            urls = (_find_or_run_chain(stack, settings.data_dir / "localnet"),)
+            urls = (_find_or_run_chain(stack, chain_home(settings)),)
         yield replace(
             settings,
             database_url=url,
@@ -60,6 +60,11 @@ def provided(settings: Settings, *, chain: bool = False) -> Iterator[Settings]:
             solana_rpc_urls=urls,
             wrapping_key=settings.wrapping_key or wrapping_key(settings.data_dir),
         )
+
+
+def chain_home(settings: Settings) -> Path:
+    """Where the embedded chain keeps itself, and says where it answers."""
+    return settings.data_dir / "localnet"
 
 
 def wrapping_key(data_dir: Path) -> WrappingKey:

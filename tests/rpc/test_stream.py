@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, Final
 
 import grpc
@@ -1290,6 +1291,25 @@ async def test_a_storm_of_subscribers_leaves_nothing_behind(database: str) -> No
         assert len(await changes_of(tenant.owner, 1_001)) == 1_001
 
 
+async def test_spends_go_on_while_subscribers_have_all_of_their_connections(
+    database: str,
+) -> None:
+    """Those who come back after a deploy wait for each other, and for nothing that spends need."""
+    async with serving(database) as pilot:
+        tenant = await pilot.tenant()
+        streams = pilot.app.streams._database
+        async with AsyncExitStack() as stack:
+            for _ in range(streams.pool.get_max_size()):
+                await stack.enter_async_context(streams.transaction())
+            by_agent = await tenant.spend(1)
+            by_owner = await tenant.owner(
+                pb.SpendRequest(agent_id=tenant.agent_id, amount=2, request_id=fresh())
+            )
+            assert streams.pool.get_idle_size() == 0
+
+    assert [by_agent.revision, by_owner.event.revision] == [2, 3]
+
+
 SECRET_TEXT = "canary-51bd-do-not-tell"
 
 
@@ -1577,6 +1597,53 @@ def copied(request: pb.SubscribeEventsRequest) -> pb.SubscribeEventsRequest:
     copy = pb.SubscribeEventsRequest()
     copy.CopyFrom(request)
     return copy
+
+
+class Unreliable:
+    """A channel whose streams all break: at once, or, for a "+", after a response."""
+
+    def __init__(self, script: str) -> None:
+        self._script = iter(script)
+
+    def unary_unary(self, *_: Any, **__: Any) -> None:
+        """Nobody calls anything but SubscribeEvents here."""
+
+    def unary_stream(self, *_: Any, **__: Any) -> Any:
+        async def stream(request: pb.SubscribeEventsRequest, **_: Any) -> AsyncIterator[Any]:
+            if next(self._script) == "+":
+                yield pb.SubscribeEventsResponse(resume_token=f"{request.resume_token}+")
+            nothing = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing)
+
+        return stream
+
+
+async def test_the_reference_client_reconnects_with_full_jitter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Anything up to twice as long after each failure, ten seconds at most, then from anew."""
+    ranges: list[tuple[float, float]] = []
+    waits: list[float] = []
+
+    def uniform(shortest: float, longest: float) -> float:
+        ranges.append((shortest, longest))
+        return longest / 4
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(reference_client, "random", SimpleNamespace(uniform=uniform))
+    monkeypatch.setattr(reference_client, "asyncio", SimpleNamespace(sleep=sleep))
+    channel: Any = Unreliable("---------+-+")
+    request = pb.SubscribeEventsRequest(resume_token="0")
+    following = reference_client.follow(channel, "pk_", request)
+
+    tokens = [(await anext(following)).resume_token for _ in range(2)]
+
+    longest = [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10, 10, 0.2, 0.4]
+    assert ranges == [(0, each) for each in longest]
+    assert waits == [each / 4 for each in longest]
+    assert tokens == ["0+", "0++"]
 
 
 async def test_a_poll_is_shared_by_all_who_follow(

@@ -491,6 +491,26 @@ async def test_a_receiver_is_asked_again_when_it_wants_to_be(app: App) -> None:
     assert round((failing.next_attempt_at - failing.last_error_at) / timedelta(hours=1), 3) == 1
 
 
+async def test_a_receiver_that_fails_is_asked_less_and_less_often(app: App) -> None:
+    """With chance at a twentieth: a twentieth of one second, of two, of four, of eight."""
+    waits: dict[int, float] = {}
+
+    async def fail(request: Request, writer: asyncio.StreamWriter) -> None:
+        """Fail again, once it is noted what came of the time before."""
+        found = await status(app, hook.spender)
+        if found.next_attempt_at and found.last_error_at:
+            wait = found.next_attempt_at - found.last_error_at
+            waits[found.attempts] = round(wait.total_seconds(), 2)
+        await respond(500)(request, writer)
+
+    async with http_server(fail) as server, delivering(app, chance=0.05):
+        hook = await subscribed(app, server.url())
+        await make.spend(app, hook.spender, 1)
+        await make.until(lambda: 4 in waits)
+
+    assert waits == {1: 0.05, 2: 0.1, 3: 0.2, 4: 0.4}
+
+
 async def test_a_defect_of_pilot_is_a_failure_like_any_other(
     app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -339,4 +339,23 @@ async def test_a_file_that_configures_no_backend_is_refused_and_not_told(
     with pytest.raises(BackendRefused) as caught:
         await signer_of_file(file)
 
-    assert not canary.found(str(caught.value), canary.traces_of_keypair(canary.KEYPAIR))
+    told = canary.traces_of_keypair(canary.KEYPAIR)
+    assert not canary.found(canary.all_of(caught.value), told)
+
+
+async def test_no_error_tells_a_files_content_whichever_step_fails(tmp_path: Path) -> None:
+    """With the variables of every frame: the keypair is in the file, and a token may be."""
+    told = canary.traces_of_keypair(canary.KEYPAIR)
+    file = tmp_path / "fee-payer.json"
+    config = {"keypair": [*bytes(canary.KEYPAIR)]}
+    file.write_text(json.dumps({"backend": "memory", "config": config}))
+
+    def work() -> None:
+        with pytest.raises(StopIteration):
+            signer_of_file(file).send(None)
+
+    errors = list(canary.sabotaged(work, "/keychain.py"))
+
+    assert len(errors) > 20
+    for error in errors:
+        assert canary.found(canary.all_of(error), told) == set()

@@ -156,7 +156,7 @@ SELECT $1::text, $2::text
  WHERE (
            SELECT count(*)
              FROM recipient_accounts
-            WHERE created_at >= date_trunc('day', clock_timestamp(), 'UTC')
+            WHERE created_at >= (SELECT date_trunc('day', clock_timestamp(), 'UTC'))
        ) < $3::integer
     ON CONFLICT (address) DO UPDATE
    SET event_id = excluded.event_id
@@ -168,6 +168,16 @@ SELECT_ACCOUNT: Final = """
 SELECT event_id
   FROM recipient_accounts
  WHERE address = $1::text
+"""
+
+# Whether the payment that makes an account is on its way.
+IS_ACCOUNT_ON_ITS_WAY: Final = """
+SELECT EXISTS (
+    SELECT
+      FROM recipient_accounts AS made
+      JOIN pending_transfers AS pending ON pending.event_id = made.event_id
+     WHERE made.address = $1::text
+)
 """
 
 DELETE_ACCOUNTS: Final = """
@@ -324,6 +334,12 @@ async def insert_account(
     if await conn.fetchval(SELECT_ACCOUNT, address) == event_id:
         return True
     return await conn.fetchval(INSERT_ACCOUNT, address, event_id, per_day_max) is not None
+
+
+async def is_account_on_its_way(conn: Connection, address: str) -> bool:
+    """Say whether some payment that is on its way makes the account of this recipient."""
+    is_on_its_way: bool = await conn.fetchval(IS_ACCOUNT_ON_ITS_WAY, address)
+    return is_on_its_way
 
 
 async def delete_accounts(conn: Connection, ids: Collection[EventId]) -> None:

@@ -121,6 +121,8 @@ class Book:
             before.request.must_equal(request.rpc, request.fingerprint)
         else:
             self._must_be_declinable(self._spender(command.agent_id))
+            if command.recipient is not None:
+                self._must_pay_on_chain()
 
     def answer(self, command: Command, *, may_refuse_decline: bool = False) -> Event:
         """Decide a command, or give the first answer again; raise PilotError to refuse.
@@ -419,6 +421,8 @@ class Book:
             if before is not None:
                 self._undo_deposit(vault, ledger.UndoDeposit(vault.id, before.id))
             return acknowledged
+        if command.landed_slot is not None:
+            _must_fit(vault, command.amount)
         if before is None:
             event = self._new(vault, EventKind.DEPOSIT, EventStatus.PENDING, command.amount)
             promised = command.event_id if command.event_id not in self.events else None
@@ -431,7 +435,6 @@ class Book:
         else:
             event = before._replace(amount=command.amount)
         if command.landed_slot is not None:
-            _must_fit(vault, command.amount)
             event = event._replace(status=EventStatus.CONFIRMED)
             self._move(event, command.tx_hash, command.landed_slot)
         return self._record(vault, before, event)

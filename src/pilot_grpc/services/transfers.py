@@ -58,8 +58,11 @@ RENEW_SECONDS: Final = 4.0
 IDLE_SECONDS: Final = 1.0
 # A transaction that nobody has seen is sent again so often.
 RESEND_SECONDS: Final = 2.0
-# So many times as often as else, the chain is asked about what was just sent.
-HASTE: Final = 4
+# So many times as often as else, the chain is asked about what was just sent; when there is
+# much of it all the time, less often.
+HASTE: Final = 10
+HASTE_OF_MANY: Final = 2
+FEW_MAX: Final = 4
 # Nodes remember as much without their history.
 RECENT_SECONDS: Final = 45.0
 RETRY_SECONDS_MIN: Final = 0.5
@@ -67,6 +70,8 @@ RETRY_SECONDS_MAX: Final = 15.0
 # A payment that could not be signed for so long is given back.
 UNSENT_MAX: Final = timedelta(minutes=10)
 ATTEMPTS_MAX: Final = 3
+# To end one takes half a dozen questions to each node, which are not to be had for hundreds.
+ENDED_AT_ONCE_MAX: Final = 4
 # Behind one URL there may be several nodes, of which one is behind: a transaction is given up
 # only so many blocks after the last one in which it could land.
 EXPIRY_MARGIN_BLOCKS: Final = 150
@@ -95,6 +100,14 @@ class _Followed:
     def given_up_after(self) -> int:
         """The block height after which it is certain that it never lands."""
         return self.sent.last_valid_block_height + EXPIRY_MARGIN_BLOCKS
+
+
+class _NoAccount(Exception):
+    """This payment may not make its recipient's account. Another one may be about to."""
+
+    def __init__(self, is_on_its_way: bool) -> None:
+        super().__init__()
+        self.is_on_its_way = is_on_its_way
 
 
 @dataclass(slots=True)
@@ -199,11 +212,12 @@ class Transfers:
 
     def _pause_seconds(self) -> float:
         """Say when to ask again: what was just sent is likely to land soon."""
-        if not self._work.followed:
+        followed = self._work.followed.values()
+        if not followed:
             return IDLE_SECONDS
-        now = asyncio.get_running_loop().time()
-        youngest = now - max(each.since for each in self._work.followed.values())
-        return min(max(youngest / 2, self._poll_seconds / HASTE), self._poll_seconds)
+        youngest = asyncio.get_running_loop().time() - max(each.since for each in followed)
+        haste = HASTE if len(followed) <= FEW_MAX else HASTE_OF_MANY
+        return min(max(youngest / 2, self._poll_seconds / haste), self._poll_seconds)
 
     async def _renew(self) -> None:
         ids = self._work.ids
@@ -286,10 +300,11 @@ class Transfers:
             mint=self._chain.usdc_mint,
         )
         rpc = self._chain.rpc
-        judgement = await payments.judge(rpc, payment)
-        if judgement.needs_account and not (transfer.is_trusted and self._accounts_per_day):
-            text = "the recipient has no account for USDC, and none is made for it"
-            raise PaymentRefused(Refusal.RECIPIENT_HAS_NO_ACCOUNT, text)
+        judgement = await payments.judge(
+            rpc,
+            payment,
+            may_make_account=transfer.is_trusted and self._accounts_per_day > 0,
+        )
         signed = await payments.prepare(
             rpc,
             payment,
@@ -299,7 +314,14 @@ class Transfers:
             self._policy,
             self._prices,
         )
-        sent = await self._store(transfer, signed, makes_account=judgement.needs_account)
+        try:
+            sent = await self._store(transfer, signed, makes_account=judgement.needs_account)
+        except _NoAccount as found:
+            if not found.is_on_its_way:
+                await payments.judge(rpc, payment, may_make_account=False)
+            # Somebody else has made the recipient's account, or is about to.
+            await self._put_off(transfer)
+            return None
         if sent is None:
             # Somebody else was faster, or the vault was stopped: begin anew with what is there.
             await self._put_off(transfer, at_once=True)
@@ -312,7 +334,7 @@ class Transfers:
     async def _store(
         self, transfer: Transfer, signed: Signed, *, makes_account: bool
     ) -> Sent | None:
-        """Write down what is to be sent; None when it must not be."""
+        """Write down what is to be sent; None when it must not be. Raises _NoAccount."""
         sent = Sent(
             signed.signature, signed.transaction, signed.last_valid_block_height, signed.slot
         )
@@ -320,8 +342,7 @@ class Transfers:
             if makes_account and not await transfers_db.insert_account(
                 conn, transfer.recipient, transfer.event_id, self._accounts_per_day
             ):
-                text = "the recipient's account was made once, or too many were made today"
-                raise PaymentRefused(Refusal.RECIPIENT_HAS_NO_ACCOUNT, text)
+                raise _NoAccount(await transfers_db.is_account_on_its_way(conn, transfer.recipient))
             stored = await transfers_db.insert_signature(
                 conn, transfer.event_id, transfer.attempt, sent, signed.blockhash
             )
@@ -423,7 +444,8 @@ class Transfers:
         height = await self._chain.rpc.block_height()
         alive = [each for each in due if height <= each.sent.last_valid_block_height]
         expired = [each for each in due if height > each.given_up_after]
-        await asyncio.gather(*map(self._send, alive), *map(self._end, expired))
+        ended = sorted(expired, key=lambda each: each.sent_at)[:ENDED_AT_ONCE_MAX]
+        await asyncio.gather(*map(self._send, alive), *map(self._end_or_wait, ended))
 
     async def _send(self, each: _Followed) -> None:
         """Send the stored bytes. Whatever comes back, only the status decides."""
@@ -436,6 +458,14 @@ class Transfers:
             )
         except RpcError as fault:
             log.info("payment %s may not have been sent: %s", each.transfer.event_id, fault)
+
+    async def _end_or_wait(self, each: _Followed) -> None:
+        """End a payment, now or the next time; what goes wrong with it delays no other."""
+        each.sent_at = asyncio.get_running_loop().time()
+        try:
+            await self._end(each)
+        except RpcError as fault:
+            log.warning("payment %s waits for the chain: %s", each.transfer.event_id, fault)
 
     async def _end(self, each: _Followed) -> None:
         """Sign anew, or fail, what is not on chain and can no longer get there."""

@@ -13,7 +13,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from random import uniform
@@ -39,14 +39,17 @@ from pilot_grpc.solana.faults import (
     RpcLimited,
     RpcRejected,
     RpcUnavailable,
+    TransactionError,
     clean,
 )
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-# It writes every URL at INFO, and the URLs of RPC providers hold their customers' keys.
-logging.getLogger("httpx2").setLevel(logging.WARNING)
+# It writes every URL at INFO, and below it the headers of answers, such as where else to ask. The
+# URLs of RPC providers hold their customers' keys.
+for _library in ("httpx2", "httpcore2"):
+    logging.getLogger(_library).setLevel(logging.WARNING)
 
 SMALL_BYTES_MAX: Final = 64 * 1024
 RETRY_AFTER_SECONDS_MAX: Final = 60.0
@@ -289,15 +292,17 @@ class Endpoint:
         request = {"jsonrpc": "2.0", "id": number, "method": question.method}
         body = json.dumps(request | {"params": question.params}).encode()
         try:
-            raw = await self._post(body, question)
-            return question.read(self._result(raw, number))
-        except RpcError:
-            raise
+            return question.read(self._result(await self._post(body, question), number))
+        except RpcError as error:
+            fault = error
         except _NOT_THE_NODES:
             raise
         except BaseException as error:  # noqa: BLE001 - see above
             kind = type(error).__name__
-            raise RpcGarbage(f"{self.name}: {question.method} cannot be read ({kind})") from None
+            fault = RpcGarbage(f"{self.name}: {question.method} cannot be read ({kind})")
+        # How it came about is left behind: its variables are the URL, and what the node said.
+        fault.__context__ = None
+        raise fault.with_traceback(None)
 
     async def _post(self, body: bytes, question: Question[T]) -> bytes:
         """Return the body of a response. Everything that keeps it from coming is one fault."""
@@ -386,12 +391,16 @@ class Endpoint:
         return RpcRejected(
             code,
             message,
-            err=_or_none(read_transaction_error, found.get("err")),
+            err=_or_none(self._transaction_error, found.get("err")),
             logs=tuple(map(self._cleaned, read_logs(found.get("logs")))),
             units=_or_none(
                 lambda units: read_integer(units, "the units", U64_MAX), found.get("unitsConsumed")
             ),
         )
+
+    def _transaction_error(self, value: object) -> TransactionError:
+        err = read_transaction_error(value)
+        return replace(err, detail=err.detail and self._cleaned(err.detail))
 
     def _cleaned(self, text: str) -> str:
         """Cut a node's text, and blot out our keys: some providers repeat them in errors."""

@@ -107,19 +107,32 @@ async def signer_of_file(path: Path) -> KeychainSigner:
     The backend is one of solana-keychain's names, and the fields are those of its config.
     Raises BackendRefused, whose text has nothing of the file's content.
     """
+    made = await _made(path)
+    if isinstance(made, _Reason):
+        # Not where the error is caught: what went before it has the content in its variables.
+        raise BackendRefused(made)
+    return KeychainSigner(made)
+
+
+class _Reason(str):
+    """Why there is no backend."""
+
+    __slots__ = ()
+
+
+async def _made(path: Path) -> object:
+    """Make the backend that a file configures. Whatever goes wrong, only its kind is told."""
     try:
         backend, fields = _wanted(path)
         if backend not in SUPPORTED_BACKENDS:
-            raise BackendRefused(f"a backend is one of {', '.join(SUPPORTED_BACKENDS)}")
-        made = await create_keychain_signer(backend, _config(backend, fields))
+            return _Reason(f"a backend is one of {', '.join(SUPPORTED_BACKENDS)}")
+        return await create_keychain_signer(backend, _config(backend, fields))
     except SignerError as error:
-        raise BackendRefused(f"the backend cannot be used: {error.code.value}") from None
+        return _Reason(f"the backend cannot be used: {error.code.value}")
     except ImportError as error:
-        raise BackendRefused(f"the backend needs the package {error.name}") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        text = f"the file does not configure a backend ({type(error).__name__})"
-        raise BackendRefused(text) from None
-    return KeychainSigner(made)
+        return _Reason(f"the backend needs the package {error.name}")
+    except Exception as error:  # noqa: BLE001 - fourteen backends, each with an SDK of its own
+        return _Reason(f"the file does not configure a backend ({type(error).__name__})")
 
 
 def _wanted(path: Path) -> tuple[str, dict[str, Any]]:

@@ -273,20 +273,28 @@ class RecentPrices:
 # -- Judging
 
 
-async def judge(rpc: Rpc, payment: Payment) -> Judgement:
+async def judge(rpc: Rpc, payment: Payment, *, may_make_account: bool = True) -> Judgement:
     """Find out whether a payment can be made, as far as the accounts show it.
 
+    Where none may be made, a recipient without an account is refused, too.
     Raises PaymentRefused, and RpcErrors.
     """
     if payment.recipient in {payment.vault, payment.source}:
         raise PaymentRefused(Refusal.RECIPIENT_IS_THE_VAULT, "a vault cannot pay itself")
     if not is_wallet(payment.recipient):
         raise PaymentRefused(Refusal.RECIPIENT_NOT_A_WALLET, "nobody can have the recipient's key")
-    found = await _look(rpc, payment)
+
+    async def look(node: Reads, slot: int | None) -> Judgement | PaymentRefused:
+        found = await _look(node, payment, slot)
+        if isinstance(found, Judgement) and found.needs_account and not may_make_account:
+            text = "the recipient has no account for USDC, and none is made for it"
+            return PaymentRefused(Refusal.RECIPIENT_HAS_NO_ACCOUNT, text)
+        return found
+
+    found = await look(rpc, None)
     if isinstance(found, PaymentRefused):
         found = await rpc.agreed(
-            lambda node, slot: _look(node, payment, slot),
-            lambda each: each.refusal if isinstance(each, PaymentRefused) else None,
+            look, lambda each: each.refusal if isinstance(each, PaymentRefused) else None
         )
     if isinstance(found, PaymentRefused):
         raise found

@@ -97,8 +97,7 @@ class VaultServiceServicer:
     def Withdraw(self, request, context):
         """Withdraw pays USDC from the vault to a wallet of its owner's choice: an event of kind
         WITHDRAWAL, PENDING until the chain has decided. It takes from both figures, and never
-        from holds. Only a user's session may. Errors: FAILED_PRECONDITION (EXCEEDS_VAULT,
-        VAULT_STOPPED).
+        from holds. Sessions only. Errors: FAILED_PRECONDITION (EXCEEDS_VAULT, VAULT_STOPPED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,8 +107,8 @@ class VaultServiceServicer:
         """Settle pays out the USDC behind metered use: what was spent from the balance is still
         on chain until its owner takes it. An event of kind SETTLEMENT, PENDING until the chain
         has decided; it takes from the chain balance only, at most the chain balance less the
-        balance and the holds. Only a user's session may. Errors: FAILED_PRECONDITION
-        (EXCEEDS_VAULT, VAULT_STOPPED).
+        balance and the holds. Sessions only. Errors: FAILED_PRECONDITION (EXCEEDS_VAULT,
+        VAULT_STOPPED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,9 +128,9 @@ class VaultServiceServicer:
     def AcknowledgeDrift(self, request, context):
         """AcknowledgeDrift ends a drift: the ledger takes the difference as it is, and the vault's
         transfers go on. Money that is missing becomes a confirmed WITHDRAWAL, and what of it is
-        more than the balance a SETTLEMENT after it; a surplus becomes a DEPOSIT. Only a user's
-        session may. Errors: FAILED_PRECONDITION (DRIFT_NOT_OPEN, DRIFT_CHANGED,
-        TRANSFERS_PENDING, BALANCE_TOO_LARGE).
+        more than the balance a SETTLEMENT after it; a surplus becomes a DEPOSIT. Sessions only.
+        Errors: FAILED_PRECONDITION (DRIFT_NOT_OPEN, DRIFT_CHANGED, TRANSFERS_PENDING,
+        BALANCE_TOO_LARGE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
