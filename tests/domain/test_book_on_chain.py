@@ -312,6 +312,20 @@ def test_a_payment_is_neither_captured_nor_released() -> None:
         book.answer(release(paid))
 
 
+def test_a_payment_of_a_deleted_agent_is_counted_until_it_is_decided() -> None:
+    """It spends no more; what is on its way still counts, and is given back."""
+    book = a_book_on_chain()
+    paid = book.answer(pay(7))
+    book.spenders[AGENT].is_deleted = True
+
+    for command in (pay(1), spend(1), hold(1)):
+        with pytest.raises(errors.NotFound):
+            book.answer(command)
+    book.answer(lose(paid))
+
+    assert book.spenders[AGENT] == a_spender(a_rule(), is_deleted=True)
+
+
 # --- what owners take out ---------------------------------------------------------------
 
 

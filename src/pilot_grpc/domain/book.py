@@ -266,7 +266,7 @@ class Book:
 
     def _spender(self, agent_id: AgentId) -> Spender:
         spender = self.spenders.get(agent_id)
-        if spender is None:
+        if spender is None or spender.is_deleted:
             raise errors.NotFound(resource="agent", id=agent_id)
         return spender
 

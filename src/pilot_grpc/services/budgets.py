@@ -127,7 +127,7 @@ class Budgets:
         async with self.database.snapshot() as conn:
             vault = await vaults_db.select_vault(conn, home.vault_id, caller.user_id)
             spender = (await agents_db.select_spenders(conn, [agent_id])).get(agent_id)
-            if vault is None or spender is None:
+            if vault is None or spender is None or spender.is_deleted:
                 raise errors.NotFound(resource="agent", id=agent_id)
             now = vault.time(await self.clock(conn))
             payment = None
