@@ -259,6 +259,9 @@ CREATE TABLE public.vault_scans (
     next_watch_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
     next_scan_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
     next_reconcile_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    acknowledged_slot bigint,
+    acknowledged_event_id text,
+    CONSTRAINT vault_scans_acknowledged_as_a_whole CHECK (((acknowledged_slot IS NULL) = (acknowledged_event_id IS NULL))),
     CONSTRAINT vault_scans_scanned_slot_is_not_negative CHECK ((scanned_slot >= 0))
 )
 WITH (fillfactor='50');
@@ -543,3 +546,4 @@ INSERT INTO public.schema_migrations (version) VALUES ('20261129000010');
 INSERT INTO public.schema_migrations (version) VALUES ('20261129000011');
 INSERT INTO public.schema_migrations (version) VALUES ('20261129000012');
 INSERT INTO public.schema_migrations (version) VALUES ('20261129000013');
+INSERT INTO public.schema_migrations (version) VALUES ('20261129000014');

@@ -471,6 +471,7 @@ REFUSED: Final[list[tuple[str, str, dict[str, Any]]]] = [
     ("vault_scans_pkey", "vault_scans", {}),
     ("vault_scans_scanned_slot_is_not_negative", "vault_scans", {"scanned_slot": -1}),
     ("vault_scans_vault_id_fkey", "vault_scans", {"vault_id": "?"}),
+    ("vault_scans_acknowledged_as_a_whole", "vault_scans", {"acknowledged_slot": 1}),
 ]
 
 

@@ -183,7 +183,9 @@ async def _read_payments(conn: Connection, book: Book, commands: Sequence[Comman
     promised = [c.event_id for c in commands if isinstance(c, RecordDeposit)]
     if promised:
         known = [id_ for (_, type_, _), id_ in book.tx_hashes.items() if type_ is EventType.FUNDING]
+        book.in_drifts = await deposits_db.select_acknowledged(conn, book.vaults)
         ids = {*known, *(id_ for id_ in promised if id_ is not None)}
+        ids |= {drift.event_id for drift in book.in_drifts.values()}
         book.events |= await ledger_db.select_events_by_id(conn, ids)
     pairs = {(c.agent_id, c.recipient) for c in commands if isinstance(c, Spend) and c.recipient}
     if pairs:

@@ -290,7 +290,7 @@ class Deposits:
                 counterpart_event_id=ours and ours.event_id,
             )
         )
-        return event.kind is EventKind.DEPOSIT
+        return event.kind is EventKind.DEPOSIT and event.tx_hash == signature
 
     async def _outflow(self, vault_id: VaultId, slot: int, ours: Signed | None) -> bool:
         """Confirm a payment of Pilot's own; say whether an outflow was one."""

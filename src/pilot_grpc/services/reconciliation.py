@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 ROUND_SECONDS: Final = 1.0
 VAULTS_PER_ROUND_MAX: Final = 100
+# A vault that could not be compared, because the chain was away, say, has its turn again.
+RETRY: Final = timedelta(seconds=10)
 AT_ONCE_MAX: Final = 4
 
 
@@ -78,13 +80,23 @@ class Reconciler:
         try:
             async with self._slots:
                 found = await self.reconcile(watch.vault_id)
-        except RpcError as fault:
-            self._complain("vaults are not reconciled: %s", fault)
-        except errors.PilotError as error:
-            log.warning("vault %s was not reconciled: %s", watch.vault_id, error.message)
-        else:
             for warning in found.warnings:
                 log.error("vault %s: %s", watch.vault_id, warning)
+        except RpcError as fault:
+            self._complain("vaults are not reconciled: %s", fault)
+            await self._retry(watch)
+        except errors.PilotError as error:
+            log.warning("vault %s was not reconciled: %s", watch.vault_id, error.message)
+        except Exception:
+            log.exception("vault %s was not reconciled", watch.vault_id)
+
+    async def _retry(self, watch: Watch) -> None:
+        """Give a vault its next turn sooner than it would come."""
+        try:
+            async with self._database.transaction() as conn:
+                await deposits_db.hurry_reconciliation(conn, watch.vault_id, RETRY)
+        except errors.PilotError as error:
+            log.warning("vault %s is not reconciled soon: %s", watch.vault_id, error.message)
 
     async def reconcile(self, vault_id: VaultId) -> Reconciliation:
         """Compare a vault with the chain, and stop it if they differ.
@@ -143,7 +155,9 @@ class Reconciler:
                 raise errors.NotFound(resource="vault", id=vault_id)
             vault, difference = book.vaults[vault_id], amount - expected.amount
             before = vault.drift
-            if difference == (before.amount if before is not None else 0):
+            # A node that is behind says nothing about what was found since.
+            is_older = before is not None and slot < before.slot
+            if is_older or difference == (before.amount if before is not None else 0):
                 await self._books.write(conn, book)
                 return before
             drift = Drift(
