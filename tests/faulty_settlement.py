@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pilot_grpc import cli
+from pilot_grpc.db import transfers as transfers_db
 from pilot_grpc.domain.ledger import ConfirmTransfer, FailTransfer, Settle, Spend, Withdraw
 from pilot_grpc.services import lanes, transfers
 from pilot_grpc.solana import payments, rpc
@@ -26,7 +27,7 @@ HURRIED: Final[tuple[tuple[Any, str, Any], ...]] = (
     (transfers, "RESEND_SECONDS", 0.05),
     (transfers, "RETRY_SECONDS_MIN", 0.02),
     (transfers, "RETRY_SECONDS_MAX", 0.1),
-    (rpc, "Patience", partial(Patience, request_seconds=1.0, backoff_seconds=0.01, rest_seconds=0.1)),
+    (rpc, "Patience", partial(Patience, request_seconds=1.0, rest_seconds=0.1)),
 )
 LEASE: Final = timedelta(seconds=0.5)
 
@@ -109,7 +110,7 @@ def main() -> int:
     worker._send = after(strike, SENT, worker._send)
     signing: Any = payments
     signing.prepare = after(strike, SIGNED, signing.prepare)
-    ending: Any = transfers.transfers_db
+    ending: Any = transfers_db
     ending.begin_next_attempt = after(strike, ANEW, ending.begin_next_attempt)
     lane: Any = lanes._Lane
     lane._commit = after_reserving(strike, lane._commit)

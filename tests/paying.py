@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 import pytest
@@ -24,7 +25,9 @@ from pilot_grpc.domain.ledger import Event, EventStatus
 from pilot_grpc.domain.vaults import Vault
 from pilot_grpc.services.reconciliation import Reconciliation
 from pilot_grpc.settings import SolanaCluster
+from pilot_grpc.solana import rpc
 from pilot_grpc.solana.clusters import EMBEDDED, MAINNET_USDC_MINT
+from pilot_grpc.solana.endpoint import Patience
 from pilot_grpc.solana.faults import RpcError
 from pilot_grpc.solana.localnet import Localnet
 from tests import faulty_settlement, make
@@ -60,6 +63,8 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nobody wait as long as in production. What is safe does not depend on any of it."""
     for module, name, value in faulty_settlement.HURRIED:
         monkeypatch.setattr(module, name, value)
+    patience = partial(Patience, request_seconds=0.5, backoff_seconds=0.05, rest_seconds=0.1)
+    monkeypatch.setattr(rpc, "Patience", patience)
 
 
 def settings_of(chain: Chain, urls: Sequence[str] = ()) -> dict[str, Any]:
@@ -105,7 +110,7 @@ class Paying:
 
     async def still_until(self, true: Callable[[], Awaitable[object]]) -> None:
         """Wait for something that needs no block."""
-        while not await true():
+        while not await true():  # noqa: ASYNC110 - it is not a test's to change what it waits for
             await asyncio.sleep(BREATH_SECONDS)
 
     async def pay(self, amount: int = 1_000_000, to: Pubkey | None = None, **fields: Any) -> Event:

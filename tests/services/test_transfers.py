@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final
@@ -32,17 +32,17 @@ from pilot_grpc.domain.ledger import Event, EventKind, EventStatus, FailureReaso
 from pilot_grpc.services import transfers
 from pilot_grpc.services.budgets import Limits
 from pilot_grpc.settings import SolanaCommitment
-from pilot_grpc.solana import localnet
+from pilot_grpc.solana import localnet, payments
 from pilot_grpc.solana.localnet import FAUCET, FOR_EVER, USDC, Fault, Kind, Localnet
 from pilot_grpc.solana.localnet.chain import BLOCKHASH_BLOCKS
 from pilot_grpc.solana.payments import Signed
 from tests import make
-from tests.paying import FUNDS, OPENING, Paying, begun, hurry, paying, settings_of
+from tests.paying import FUNDS, OPENING, Paying, hurry, paying, settings_of
 from tests.solana import relay
 from tests.solana.chains import EmbeddedChain
 from tests.solana.payments import SOL, ata
 from tests.solana.ports import done, frozen
-from tests.solana.relay import Forward, Question, Relay, relaying
+from tests.solana.relay import Forward, Question, relaying
 
 AMOUNT: Final = 1_000_000
 # After so many blocks the last bytes are given up for good.
@@ -401,36 +401,36 @@ ANSWERS: Final[dict[str, Fault]] = {
 }
 
 
-@pytest.mark.parametrize("owner", [False, True], ids=["transfer", "withdrawal"])
 @pytest.mark.parametrize("answer", ANSWERS)
-async def test_whatever_a_sending_is_answered_it_is_paid_once(
-    it: Paying, answer: str, owner: bool
-) -> None:
-    """Both nodes say so, whether they have passed it on or not. Only the status decides."""
+async def test_whatever_a_sending_is_answered_it_is_paid_once(it: Paying, answer: str) -> None:
+    """A transfer and a withdrawal: both nodes say so, whether they have passed them on or not."""
     fault = ANSWERS[answer]
     strike(
         *(it.net, fault.kind),
+        count=2,
         retry_after=fault.retry_after,
         code=fault.code,
         message=fault.message,
     )
 
-    event = await (it.withdraw(AMOUNT) if owner else it.pay(AMOUNT))
-    await it.sent(event)
-    decided = await it.decided(event)
+    events = await asyncio.gather(it.pay(AMOUNT), it.withdraw(AMOUNT))
+    for event in events:
+        await it.sent(event)
+    decided = [await it.decided(event) for event in events]
 
-    assert decided.status is CONFIRMED
-    assert await it.signed(event) == [decided.tx_hash]
-    await it.is_right(paid=AMOUNT)
+    for event in decided:
+        assert event.status is CONFIRMED
+        assert await it.signed(event) == [event.tx_hash]
+    await it.is_right(paid=2 * AMOUNT)
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
 async def test_whatever_all_questions_are_answered_it_is_paid_once(it: Paying, answer: str) -> None:
-    """The next eight of each node, from the moment on that the payment is asked for."""
+    """The next four of each node, from the moment on that the payment is asked for."""
     fault = ANSWERS[answer]
     strike(
         *(it.net, fault.kind, None),
-        count=8,
+        count=4,
         retry_after=fault.retry_after,
         code=fault.code,
         message=fault.message,
@@ -872,15 +872,15 @@ async def test_a_vault_that_is_stopped_while_it_is_judged_signs_nothing(
     it: Paying, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is signed is thrown away: it was not stored yet, so it was never sent."""
-    prepare = transfers.payments.prepare
+    prepare = payments.prepare
 
     async def late(*args: Any) -> Signed:
-        signed = await prepare(*args)
+        signed: Signed = await prepare(*args)
         if (await it.vault()).drift is None:
             await rob(it, 5)
         return signed
 
-    monkeypatch.setattr(transfers.payments, "prepare", late)
+    monkeypatch.setattr(payments, "prepare", late)
     event = await it.pay(AMOUNT)
     decided = await it.decided(event)
 
@@ -975,7 +975,36 @@ async def test_three_processes_share_the_work_and_pay_everything_once(
         await it.is_right(paid=sum(10_000 + n for n in range(30)))
 
 
-# -- One that stands in the way of others
+# -- Those that stand in the way of others
+
+
+async def test_many_that_expire_at_once_come_to_their_end(database: str, net: Localnet) -> None:
+    """After an outage, and with as few questions a second as a provider may allow."""
+    chain = EmbeddedChain(net)
+    async with paying(database, chain, duties=False) as it:
+        strike(net, Kind.DROP, count=FOR_EVER)
+        async with make.app(database, duties=True, **settings_of(chain)):
+            events = await asyncio.gather(*(it.pay(AMOUNT // 10 + n) for n in range(60)))
+            for event in events:
+                await it.still_until(partial(is_signed, it, event))
+        net.tick(FOR_GOOD)
+        few = {"solana_rpc_requests_per_second": 20, "solana_poll": timedelta(seconds=0.5)}
+
+        async def some_were_ended() -> bool:
+            async with it.app.database.transaction() as conn:
+                count: int = await conn.fetchval(
+                    "SELECT count(*) FROM pending_transfers WHERE attempt > 1"
+                )
+            return count >= 4
+
+        async with make.app(database, duties=True, **settings_of(chain) | few):
+            await it.still_until(some_were_ended)
+        heal(net)
+        async with make.app(database, duties=True, **settings_of(chain)):
+            decided = [await it.decided(event) for event in events]
+
+        assert {event.status for event in decided} == {CONFIRMED}
+        await it.is_right(paid=-sum(event.amount for event in decided))
 
 
 async def test_a_payment_that_cannot_be_decided_holds_up_no_other(
@@ -983,23 +1012,25 @@ async def test_a_payment_that_cannot_be_decided_holds_up_no_other(
 ) -> None:
     """One node has no history that reaches back to the first; those in the next question go on."""
     monkeypatch.setattr(transfers, "SIGNATURES_MAX", 1)
-    async with relaying(net.urls[0]) as lying:
-        async with paying(database, EmbeddedChain(net), urls=(lying.url, net.urls[1])) as it:
-            strike(net, Kind.DROP, count=FOR_EVER)
-            stuck = await it.pay(AMOUNT)
-            await it.still_until(partial(is_signed, it, stuck))
-            net.tick(FOR_GOOD)
-            lying.meddle = forgets_everything
-            heal(net)
-            strike(net, Kind.DROP)
-            event = await it.pay(AMOUNT)
-            decided = await it.decided(event)
-            early = await it.event(stuck)
-            lying.meddle = None
-            await it.decided(stuck)
+    async with (
+        relaying(net.urls[0]) as lying,
+        paying(database, EmbeddedChain(net), urls=(lying.url, net.urls[1])) as it,
+    ):
+        strike(net, Kind.DROP, count=FOR_EVER)
+        stuck = await it.pay(AMOUNT)
+        await it.still_until(partial(is_signed, it, stuck))
+        net.tick(FOR_GOOD)
+        lying.meddle = forgets_everything
+        heal(net)
+        strike(net, Kind.DROP)
+        event = await it.pay(AMOUNT)
+        decided = await it.decided(event)
+        early = await it.event(stuck)
+        lying.meddle = None
+        await it.decided(stuck)
 
-            assert (early.status, decided.status) == (PENDING, CONFIRMED)
-            await it.is_right(paid=2 * AMOUNT)
+        assert (early.status, decided.status) == (PENDING, CONFIRMED)
+        await it.is_right(paid=2 * AMOUNT)
 
 
 # -- Helpers

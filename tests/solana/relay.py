@@ -1,6 +1,6 @@
 """A node that passes questions on to another one, and goes wrong as a test tells it.
 
-So a server that has no faults of its own, as Surfpool, gets some, and any server can be made to lie.
+So a server that has no faults of its own, as Surfpool, gets some, and any can be made to lie.
 """
 
 from __future__ import annotations
