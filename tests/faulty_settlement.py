@@ -26,7 +26,11 @@ HURRIED: Final[tuple[tuple[Any, str, Any], ...]] = (
     (transfers, "RESEND_SECONDS", 0.05),
     (transfers, "RETRY_SECONDS_MIN", 0.02),
     (transfers, "RETRY_SECONDS_MAX", 0.1),
-    (rpc, "Patience", partial(Patience, request_seconds=1.0, backoff_seconds=0.01, rest_seconds=0.1)),
+    (
+        rpc,
+        "Patience",
+        partial(Patience, request_seconds=1.0, backoff_seconds=0.01, rest_seconds=0.1),
+    ),
 )
 LEASE: Final = timedelta(seconds=0.5)
 
