@@ -433,6 +433,8 @@ CREATE INDEX agents_project_id_idx ON public.agents USING btree (project_id, cre
 
 CREATE INDEX api_keys_user_id_idx ON public.api_keys USING btree (user_id, created_at);
 
+CREATE INDEX event_changes_drift_idx ON public.event_changes USING btree (vault_id, revision) WHERE (event_id IS NULL);
+
 CREATE INDEX events_agent_id_created_at_idx ON public.events USING btree (agent_id, created_at);
 
 CREATE INDEX events_open_holds_idx ON public.events USING btree (expires_at) WHERE ((status = 'pending'::text) AND (expires_at IS NOT NULL));

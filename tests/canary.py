@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from linecache import getline
 from pathlib import Path
 from traceback import format_exception, walk_tb
 from types import FrameType
@@ -87,11 +88,6 @@ def all_of(error: BaseException) -> str:
     return "".join(_said_by(each) + "".join(_variables(each)) for each in _with_causes(error))
 
 
-def text_of(error: BaseException) -> str:
-    """The same without the variables: what an error and all behind it say of themselves."""
-    return "".join(map(_said_by, _with_causes(error)))
-
-
 def _said_by(error: BaseException) -> str:
     shown = "".join(format_exception(error, chain=False))
     return f"{shown}{error!r} {error} {error.args!r} {vars(error)!r}"
@@ -135,7 +131,7 @@ def sabotaged(work: Callable[[], object], *files: str) -> Iterator[BaseException
     while True:
         step += 1
         try:
-            with _failing_at(step, files):
+            with _failing_at(step, files, _each_event):
                 work()
         except BaseException as error:  # noqa: BLE001 - whatever became of it
             yield error
@@ -148,13 +144,14 @@ async def sabotaged_services(
 ) -> AsyncIterator[BaseException | None]:
     """The same with what waits, and lives with errors: gives those that it raised all the same.
 
+    Only lines fail here: nothing that waits survives an error in spite of which it goes on.
     Whatever else runs in this thread fails, too, when it is in these files.
     """
     step, reached = 0, True
     while reached:
         step += 1
         error: BaseException | None = None
-        with _failing_at(step, files) as failing:
+        with _failing_at(step, files, _begins_line) as failing:
             try:
                 await work()
             except Exception as raised:  # noqa: BLE001 - whatever became of it
@@ -175,13 +172,27 @@ class _Failing:
         return self.left <= 0
 
 
+def _each_event(_: FrameType, __: str) -> bool:
+    return True
+
+
+def _begins_line(frame: FrameType, event: str) -> bool:
+    """Say whether a line begins; not that of a `with`, which would not end if it failed there."""
+    line = getline(frame.f_code.co_filename, frame.f_lineno).lstrip()
+    return event == "line" and not line.startswith(("with ", "async with "))
+
+
 @contextmanager
-def _failing_at(step: int, files: tuple[str, ...]) -> Iterator[_Failing]:
+def _failing_at(
+    step: int, files: tuple[str, ...], is_step: Callable[[FrameType, str], bool]
+) -> Iterator[_Failing]:
     failing = _Failing(step)
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         if not frame.f_code.co_filename.endswith(files):
             return None
+        if not is_step(frame, event):
+            return trace
         failing.left -= 1
         if failing.left == 0:
             raise Sabotage(event)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import grpc
 
@@ -50,6 +50,8 @@ class Process:
     environ: Mapping[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     running: "subprocess.Popen[bytes] | None" = None
+    # Where its output goes, if not to that of the tests.
+    output: IO[bytes] | None = None
 
     @property
     def address(self) -> str:
@@ -72,7 +74,11 @@ class Process:
             **self.environ,
         }
         self.running = subprocess.Popen(
-            [sys.executable, *self.program], env=environ, cwd=Path(__file__).parents[1]
+            [sys.executable, *self.program],
+            env=environ,
+            cwd=Path(__file__).parents[1],
+            stdout=self.output,
+            stderr=self.output,
         )
 
     def signal(self, number: signal.Signals) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import pytest
 
-from pilot_grpc import demo, seed
+from pilot_grpc import demo, probe, seed
 from pilot_grpc.demo import DemoError
 from pilot_grpc.probe import Target
 from pilot_grpc.settings import SolanaCluster
@@ -25,6 +25,7 @@ from pilot_grpc.solana.localnet.client import USDC, Client, new_wallet
 from tests import make
 from tests.processes import address_in, first_run
 from tests.rpc.serving import Pilot, serving
+from tests.test_probe import self_signed
 from tests.test_seed import OWNER
 
 SLOT_MS: Final = 20
@@ -105,6 +106,15 @@ async def test_the_project_that_the_readme_walks_through_stays_as_it_is(database
 
         assert await stage.server.app.vaults.get(OWNER, seed.VAULT) == before
         assert await stage.server.app.agents.list(OWNER, seed.PROJECT, None, 100) == agents
+
+
+async def test_a_server_that_speaks_tls_is_walked_through(database: str, tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path)
+    tls = {"tls_certificate_file": certificate, "tls_key_file": key}
+    async with staged(database, **tls) as stage:
+        target = probe.target(make.settings(database, **tls), stage.server.address)
+
+        assert await demo.walk(target, stage.chain_url, stage.said.append)
 
 
 async def test_a_check_that_does_not_hold_is_named(

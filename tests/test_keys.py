@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any, Final
 
 import asyncpg
 import pytest
+from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 from solders.signature import Signature
 
@@ -25,13 +27,16 @@ from pilot_grpc.db import vaults as vaults_db
 from pilot_grpc.db import webhooks as webhooks_db
 from pilot_grpc.db.connection import Connection, Database
 from pilot_grpc.domain.ids import AgentId, VaultId
+from pilot_grpc.domain.ledger import Event, EventStatus
 from pilot_grpc.sealing import Sealer
 from pilot_grpc.services import keys as keys_service
+from pilot_grpc.services.chain import FEE_PAYER
 from pilot_grpc.services.keys import SHELVES, Keys, Update
 from pilot_grpc.services.webhooks import Signer
 from pilot_grpc.settings import WrappingKey
 from pilot_grpc.solana import localnet
 from pilot_grpc.solana.custody import Custody, SealedKey
+from pilot_grpc.solana.localnet import Localnet
 from tests import make
 from tests.conftest import Server
 from tests.processes import first_run
@@ -575,3 +580,101 @@ def test_the_fee_payer_of_a_first_run_was_given_sol(home: Path) -> None:
 
     assert (told.returncode, told.stderr) == (0, "")
     assert told.stdout.endswith(f"\n{AIRDROP_LAMPORTS} lamports\n")
+
+
+# --- the keys that pay ----------------------------------------------------------------
+
+FRIEND: Final = str(Keypair.from_seed(bytes(31) + b"f").pubkey())
+POLL: Final = timedelta(milliseconds=20)
+
+
+def paying(
+    database: str, server: Server, net: Localnet, *keys: WrappingKey
+) -> AbstractAsyncContextManager[App]:
+    """A server that works on the chain; the first of the wrapping keys is its current one."""
+    return make.app(
+        database,
+        duties=True,
+        database_pooler=server.pooler,
+        wrapping_key=keys[0],
+        old_wrapping_keys=keys[1:],
+        solana_rpc_urls=(net.url,),
+        solana_poll=POLL,
+    )
+
+
+async def spender_on_chain(app: App, net: Localnet) -> make.Spender:
+    """An agent that may pay a friend, with USDC in the vault."""
+    spender = await make.agent(app, vault_balance=0)
+    vault = await make.vault(app, spender)
+    net.faucet(Pubkey.from_string(vault.address), 1_000)
+    await app.agents.add_recipient(spender.owner, spender.agent_id, FRIEND, None)
+    while not (await make.vault(app, spender)).chain_balance:  # noqa: ASYNC110 - nobody signals
+        await asyncio.sleep(0.02)
+    return spender
+
+
+async def status_of(app: App, spender: make.Spender, event: Event) -> EventStatus:
+    return (await app.ledger.get_event(spender.owner, event.id)).status
+
+
+async def paid(app: App, spender: make.Spender, event: Event) -> bool:
+    """Wait until the chain has decided about a payment."""
+    while (status := await status_of(app, spender, event)) is EventStatus.PENDING:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    return status is EventStatus.CONFIRMED
+
+
+async def test_the_fee_payers_key_is_rewrapped_and_servers_sign_before_meanwhile_and_after(
+    database: str, db: Database, server: Server
+) -> None:
+    """It is counted among the vaults' keys; in the end the old key is needed by nobody."""
+    async with localnet.running(None, slot_ms=20, finalized_slots=4) as net:
+        async with paying(database, server, net, OLD) as app:
+            spender = await spender_on_chain(app, net)
+        async with paying(database, server, net, NEW, OLD) as app:
+            before = await pilot_keys("status", database, server, OLD)
+            rewrap = asyncio.create_task(pilot_keys("rewrap", database, server, OLD))
+            events = []
+            while not rewrap.done():
+                events.append(await make.spend(app, spender, 1, recipient=FRIEND))
+                assert await paid(app, spender, events[-1])
+            events.append(await make.spend(app, spender, 1, recipient=FRIEND))
+            assert await paid(app, spender, events[-1])
+        assert (await rewrap)[1].startswith("vault keys: 2 re-wrapped, 0 already under 2026-12, 0 ")
+        async with paying(database, server, net, NEW) as app:
+            after = await make.spend(app, spender, 1, recipient=FRIEND)
+            assert await paid(app, spender, after)
+            assert await make.verify(app, spender) is None
+
+    assert before[1] == (
+        "2026-12 (current): vault keys 0, webhook secrets 0\n"
+        "test (old): vault keys 2, webhook secrets 0\n"
+    )
+    assert len(events) > 2
+    keys = await vault_seals(db.pool)
+    assert {key.vault_id for key in keys} == {spender.vault_id, FEE_PAYER}
+    assert opens(Sealer(NEW), keys)
+
+
+async def test_payments_wait_for_a_wrapping_key_that_was_taken_away_too_early(
+    database: str, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log names the key; once all is re-wrapped the same server pays, each payment once."""
+    async with localnet.running(None, slot_ms=20, finalized_slots=4) as net:
+        async with paying(database, server, net, OLD) as app:
+            spender = await spender_on_chain(app, net)
+        async with paying(database, server, net, NEW) as app:
+            event = await make.spend(app, spender, 10, recipient=FRIEND)
+            while f"payment {event.id} waits" not in caplog.text:  # noqa: ASYNC110 - a log
+                await asyncio.sleep(0.02)
+            waiting = await status_of(app, spender, event), await make.vault(app, spender)
+            code, _, _ = await pilot_keys("rewrap", database, server, OLD)
+            assert await paid(app, spender, event)
+            vault = await make.vault(app, spender)
+            found = await app.vaults.reconcile(spender.owner, spender.vault_id)
+
+    assert "the wrapping key 'test' is not configured" in caplog.text
+    assert (waiting[0], waiting[1].chain_balance) == (EventStatus.PENDING, 990)
+    assert code == 0
+    assert (vault.chain_balance, found.found_amount, found.drift) == (990, 990, None)

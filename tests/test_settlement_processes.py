@@ -152,7 +152,7 @@ def environ_of(urls: tuple[str, ...]) -> dict[str, str]:
         "PILOT_SOLANA_RPC_REQUESTS_PER_SECOND": "100000",
         "PILOT_WEBHOOKS_ENABLED": "false",
         # What it warns of is what these tests do to it.
-        "PILOT_LOG_LEVEL": "error",
+        "PILOT_LOG_LEVEL": "info",
     }
 
 

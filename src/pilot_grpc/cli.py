@@ -42,7 +42,10 @@ In another terminal, sign in as the demo user (grpcurl: https://github.com/fulls
 
 README.md begins with the same command and goes on until a spend is declined. Ctrl-C stops.
 """
-CHAIN = "Its own Solana chain answers at {url}; the USDC on it is worth nothing.\n"
+CHAIN = """\
+Its own Solana chain answers at {url}; the USDC on it is worth nothing.
+`pilot demo`, in another terminal, shows what is done with it.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

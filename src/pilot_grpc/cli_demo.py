@@ -69,7 +69,7 @@ def _chain_url(settings: Settings) -> str:
     found = localnet.address(home)
     if found is None:
         raise demo.DemoError(
-            f"no chain runs in {home}: PILOT_DATA_DIR must be the server's, which must be one"
-            " without DATABASE_URL"
+            f"no chain runs in {home}: PILOT_DATA_DIR, or PILOT_SOLANA_RPC_URLS, must be what the"
+            " server has"
         )
     return found

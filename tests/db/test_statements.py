@@ -225,6 +225,7 @@ HOT: Final[dict[str, tuple[str, tuple[Any, ...], set[str]]]] = {
     ),
     "verify changes": (recount.SELECT_CHANGES_AFTER, ("v1", 100, 50), {"event_changes_pkey"}),
     "find changes": (recount.SELECT_CHANGES_AT, ("v1", [2, 4]), {"event_changes_pkey"}),
+    "find the last drift": (recount.SELECT_LAST_DRIFT, ("v1",), {"event_changes_drift_idx"}),
     "verify events": (
         recount.SELECT_EVENTS_AFTER,
         ("v1", NOW - 9 * DAY, "e9", 50),

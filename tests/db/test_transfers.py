@@ -415,6 +415,19 @@ async def test_so_many_accounts_are_made_a_day(db: Database, pool: "asyncpg.Pool
     assert await make_account(db, f"wallet {loser}", f"e{loser}", 3)
 
 
+async def test_the_last_account_of_a_day_is_waited_for(db: Database) -> None:
+    """Nobody counts while another has its place and has not committed it."""
+    async with db.transaction() as conn:
+        assert await transfers.insert_account(conn, "first", EventId("e"), 1)
+        second = asyncio.create_task(make_account(db, "second", "f", 1))
+        waited_for = asyncio.create_task(make.waited_for(conn))
+        await asyncio.wait({second, waited_for}, return_when=asyncio.FIRST_COMPLETED)
+        waited_for.cancel()
+        await asyncio.gather(waited_for, return_exceptions=True)
+
+    assert not await second
+
+
 async def test_the_accounts_of_a_day_begin_with_that_day_in_utc(
     db: Database, pool: "asyncpg.Pool[Any]"
 ) -> None:

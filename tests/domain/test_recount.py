@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
 
@@ -334,6 +335,24 @@ def test_a_checkpoint_is_before_the_last_change() -> None:
     wrong = recount.check_checkpoint(recount.after(book.changes[4]), vault)
     assert wrong == Discrepancy("change_checkpoints", "v", "revision", "below 5", "5")
     assert recount.check_checkpoint(Running(), a_vault(balance=0)) is None
+
+
+def test_what_stops_a_vault_is_what_its_last_drift_says() -> None:
+    """Open, over, or never there; trimmed, it may be anything."""
+    book = a_history_on_chain()
+    vault = book.vaults[VAULT]
+    found, over = (book.changes[at] for at in (4, 5))
+    stopped = replace(vault, drift=a_drift(amount=-4))
+
+    assert recount.check_drift(vault, over) is None
+    assert recount.check_drift(stopped, found) is None
+    assert recount.check_drift(a_vault(), None) is None
+    assert recount.check_drift(stopped, None, trimmed=5) is None
+    for edited, last in ((vault, found), (stopped, over), (stopped, None)):
+        wrong = recount.check_drift(edited, last)
+        assert wrong is not None
+        assert (wrong.table, wrong.row, wrong.field) == ("vaults", "v", "drift")
+    assert recount.check_drift(replace(vault, drift=a_drift(amount=-3)), found) is not None
 
 
 def test_an_event_is_accepted_without_its_change_where_that_was_trimmed() -> None:

@@ -11,6 +11,7 @@ from pilot_grpc import errors
 from pilot_grpc.bootstrap import App
 from pilot_grpc.db import trimming
 from pilot_grpc.domain.ids import EventId
+from pilot_grpc.domain.ledger import Event
 from pilot_grpc.domain.recount import Discrepancy
 from pilot_grpc.services.recount import Place
 from tests import make
@@ -286,6 +287,42 @@ async def test_an_edited_vault_is_found(history: History, column: str) -> None:
     assert await history.verify(1) == found
 
 
+INVENTED_DRIFT: Final = (
+    """'{"id": "d", "amount": -5, "slot": 9, "found_amount": 0, "expected_amount": 5,"""
+    """ "outflows": [], "created_at": "2027-05-01T00:00:00+00:00"}'"""
+)
+
+
+@pytest.mark.parametrize(
+    ("amount", "edit"),
+    [(-5, "NULL"), (-5, "replace(drift, '-5', '-4')"), (0, INVENTED_DRIFT)],
+)
+async def test_a_vault_that_is_let_go_or_stopped_by_hand_is_found(
+    history: History, amount: int, edit: str
+) -> None:
+    """Nobody lifts a stop past the ledger; one that is open, or was, is right as it is."""
+    await make.lose(history.app, await on_its_way(history))
+    await make.stop(history.app, history.agent.vault_id, amount)
+    before = await history.verify()
+
+    await history.edit(
+        f"UPDATE vaults SET drift = {edit} WHERE id = $1",  # noqa: S608
+        history.agent.vault_id,
+    )
+
+    found = await history.verify()
+    assert before is None
+    assert found is not None
+    assert (found.table, found.row, found.field) == ("vaults", history.agent.vault_id, "drift")
+    assert await history.verify(1) == found
+
+
+async def on_its_way(history: History) -> Event:
+    """The payment that the chain has not decided about."""
+    event_id = history.events["on its way"]
+    return await history.app.ledger.get_event(history.agent.owner, event_id)
+
+
 COUNTER_EDITS: Final = {
     ("agents", "open_holds"): "open_holds + 1",
     ("agent_budget_rules", "daily_spent"): "daily_spent - 1",
@@ -342,9 +379,9 @@ async def test_every_column_was_edited(app: App) -> None:
 
     edited = {("events", column) for column in EVENT_EDITS}
     edited |= {("event_changes", column) for column in (*CHANGE_EDITS, *DRIFT_EDITS)}
-    edited |= {("vaults", column) for column in VAULT_EDITS} | {*COUNTER_EDITS}
+    edited |= {("vaults", column) for column in (*VAULT_EDITS, "drift")} | {*COUNTER_EDITS}
     said_by_no_ledger = {
-        "vaults": ("id", "project_id", "address", "created_at", "drift"),
+        "vaults": ("id", "project_id", "address", "created_at"),
         "agent_budget_rules": (
             *("id", "agent_id", "per_tx_limit", "daily_limit", "monthly_limit"),
             *("any_recipient", "created_at", "updated_at"),

@@ -46,9 +46,9 @@ class Quirks:
     block_time_divisor: int = 1
 
 
-# Surfpool 1.5.0. It also accepts `processed` for a history, never reports it as a status, heeds no
-# minContextSlot there, and its time travel moves slots, but not the block heights that blockhashes
-# expire by. One quirk is mended, since no client can live with it: see surfpool.mjs.
+# Surfpool 1.5.0. It also accepts `processed` for a history, never reports it as a status, and its
+# time travel moves slots, but not the block heights that blockhashes expire by. One quirk is
+# mended, since no client can live with it, what it takes minContextSlot for: see surfpool.mjs.
 SURFPOOL: Final = Quirks(
     keeps_time=True,
     newest_at_every_commitment=True,

@@ -333,6 +333,7 @@ KEYPAIR_MODULES: Final = {
     "solana/custody.py",
     "solana/keychain.py",
     "solana/localnet/chain.py",
+    "solana/localnet/client.py",
     "solana/localnet/tokens.py",
 }
 

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -1070,6 +1071,22 @@ async def test_what_a_web_page_could_send_is_refused(net: Localnet) -> None:
 async def test_a_request_that_is_too_large_is_refused(net: Localnet) -> None:
     assert (await post(net.url, b" " * 51_200)).status_code == 200
     assert (await post(net.url, b" " * 51_201)).status_code == 413
+
+
+async def test_a_client_that_is_killed_is_no_trouble(
+    net: Localnet, rpc: Rpc, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its connections are reset, and nobody is told of an error."""
+    host, port = net.url.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    await rpc("getSlot")
+    connection = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+    for _ in range(3):
+        await rpc("getSlot")
+
+    assert caplog.messages == []
 
 
 async def test_nonsense_is_no_trouble(net: Localnet, rpc: Rpc) -> None:

@@ -63,6 +63,15 @@ class Signers:
             raise errors.NotFound(resource="vault", id=vault_id)
         return VaultSigner(self.custody, SealedKey(*key))
 
+    async def of_fees(self) -> Signer:
+        """Return the signer of the fees; a sealed key as it is now, for it may be re-wrapped.
+
+        Raises NotFound without its key.
+        """
+        if isinstance(self.fee_payer, VaultSigner):
+            return await self.of(FEE_PAYER)
+        return self.fee_payer
+
 
 async def sealed_fee_payer(database: Database, custody: Custody) -> Signer:
     """Return the signer of the key that pays the fees; the first process makes it."""

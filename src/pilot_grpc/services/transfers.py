@@ -310,7 +310,7 @@ class Transfers:
             payment,
             judgement,
             await self._signers.of(transfer.vault_id),
-            self._signers.fee_payer,
+            await self._signers.of_fees(),
             self._policy,
             self._prices,
         )

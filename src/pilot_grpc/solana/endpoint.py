@@ -8,6 +8,7 @@ be a JSON-RPC response to this very request before anything looks into it.
 """
 
 import asyncio
+import base64
 import json
 import logging
 import re
@@ -444,6 +445,10 @@ def _secrets(settings: EndpointSettings) -> list[str]:
     pieces += re.split(r"[/?&=;#]", f"{parts.path}/{parts.query}")
     pieces += [word for value in settings.headers.values() for word in value.split()]
     found = {each for piece in pieces if piece for each in (piece, unquote(piece))}
+    if parts.username is not None:
+        # How the client sends them.
+        both = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        found.add(base64.b64encode(both.encode()).decode())
     return sorted((each for each in found if len(each) >= SECRET_CHARACTERS_MIN), key=len)[::-1]
 
 

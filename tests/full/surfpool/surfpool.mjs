@@ -33,17 +33,21 @@ async function ask(request) {
   return response.json();
 }
 
-// Surfpool 1.5.0 takes the minContextSlot of getBlockHeight for the slot of a block whose height
-// is wanted, and has no block where no transaction was. A validator answers with its newest height,
-// unless it has not seen that slot: so does getSlot. All else is Surfpool's own answer.
+// Where Surfpool 1.5.0 heeds minContextSlot, it means something else by it: as the height of a block
+// in that slot, where a validator answers with its newest height (and Surfpool has no block where no
+// transaction was), and as the slot where a history begins, so that all before is left out.
+// A validator only wants to have seen that slot, and so does getSlot, which is asked first.
+const MENDED = { getBlockHeight: 0, getSignaturesForAddress: 1 };
+
 async function answer(request) {
-  const config = request.params?.[0];
-  if (request.method !== "getBlockHeight" || config?.minContextSlot === undefined) {
+  const at = MENDED[request.method];
+  const { minContextSlot, ...rest } = request.params?.[at] ?? {};
+  if (minContextSlot === undefined) {
     return ask(request);
   }
-  const slot = await ask({ ...request, method: "getSlot" });
-  const { minContextSlot, ...rest } = config;
-  return slot.error ? slot : ask({ ...request, params: [rest] });
+  const { commitment } = rest;
+  const slot = await ask({ ...request, method: "getSlot", params: [{ commitment, minContextSlot }] });
+  return slot.error ? slot : ask({ ...request, params: request.params.with(at, rest) });
 }
 
 const server = createServer(async (request, response) => {

@@ -118,6 +118,8 @@ class _Connection:
                 if self._http.our_state is not h11.IDLE:
                     return
                 reply = _Refused(error.error_status_hint, "bad request").reply
+            except OSError:
+                return  # The client is gone: killed, perhaps.
             except Exception:
                 log.exception("a request to the localnet failed")
                 reply = _Refused(500, "internal error; see the log").reply

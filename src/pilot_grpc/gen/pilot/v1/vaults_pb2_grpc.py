@@ -29,7 +29,8 @@ class VaultServiceStub:
     """VaultService answers what a vault holds, and moves its USDC on Solana for its owner.
 
     All amounts are in USDC minor units (6 decimals: 1000000 is $1.00). Where this installation
-    works on no chain, all but GetVault is UNIMPLEMENTED (RECIPIENT_UNSUPPORTED).
+    works on no chain, all but GetVault and AcknowledgeDrift is UNIMPLEMENTED
+    (RECIPIENT_UNSUPPORTED).
     """
 
     def __init__(self, channel):
@@ -74,7 +75,8 @@ class VaultServiceServicer:
     """VaultService answers what a vault holds, and moves its USDC on Solana for its owner.
 
     All amounts are in USDC minor units (6 decimals: 1000000 is $1.00). Where this installation
-    works on no chain, all but GetVault is UNIMPLEMENTED (RECIPIENT_UNSUPPORTED).
+    works on no chain, all but GetVault and AcknowledgeDrift is UNIMPLEMENTED
+    (RECIPIENT_UNSUPPORTED).
     """
 
     def GetVault(self, request, context):
@@ -181,7 +183,8 @@ class VaultService:
     """VaultService answers what a vault holds, and moves its USDC on Solana for its owner.
 
     All amounts are in USDC minor units (6 decimals: 1000000 is $1.00). Where this installation
-    works on no chain, all but GetVault is UNIMPLEMENTED (RECIPIENT_UNSUPPORTED).
+    works on no chain, all but GetVault and AcknowledgeDrift is UNIMPLEMENTED
+    (RECIPIENT_UNSUPPORTED).
     """
 
     @staticmethod
