@@ -786,6 +786,32 @@ async def test_a_node_that_hides_money_stops_nothing_as_long_as_another_shows_it
         assert (await make.vault(here.app, spender)).drift is None
 
 
+async def test_a_node_that_names_a_wrong_slot_for_a_balance_opens_no_drift(
+    database: str, net: Localnet
+) -> None:
+    """Far ahead or far behind of the other, it would make the ledger's past or future count."""
+    async with running(database, net, net.urls) as here:
+        here.hurry()
+        spender = await here.spender(1_000)
+        net.tick(200)
+        node = net.endpoints[0].node
+        account_info, slot = node._methods["getAccountInfo"], node._methods["getSlot"]
+        for wrong in (2**50, 1):
+
+            def lying(params: list[Any], wrong: int = wrong) -> Any:
+                found = account_info([params[0], {**params[1], "minContextSlot": 0}])
+                return {**found, "context": {"slot": wrong, "apiVersion": "3.0.0"}}
+
+            node._methods["getAccountInfo"] = lying
+            node._methods["getSlot"] = lambda _, wrong=wrong: wrong  # type: ignore[misc]
+            with pytest.raises(RpcError):
+                await here.reconcile(spender)
+        node._methods.update(getAccountInfo=account_info, getSlot=slot)
+
+        assert (await make.vault(here.app, spender)).drift is None
+        agrees(await here.reconcile(spender), 1_000)
+
+
 async def test_a_vault_whose_turn_failed_has_another_one_soon(
     here: OnChain, monkeypatch: pytest.MonkeyPatch
 ) -> None:

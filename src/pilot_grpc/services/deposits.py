@@ -64,7 +64,8 @@ class _Reading:
 
     `pending` are the signatures of deposits that are shown already, `shown` those of all that
     have not failed. `open_slots` are those of transactions that are final, and yet not to be
-    had, and `left` counts what could not be taken into the ledger.
+    had, `taken_slot` is that of the newest one that was, and `left` counts what could not be
+    taken into the ledger.
     """
 
     vault_id: VaultId
@@ -73,6 +74,7 @@ class _Reading:
     pending: Collection[str | None]
     shown: set[str] = field(default_factory=set)
     newest_slot: int = 0
+    taken_slot: int = 0
     sighted: int = 0
     open_slots: list[int] = field(default_factory=list)
     left: int = 0
@@ -185,7 +187,9 @@ class Deposits:
             await deposits_db.update_scan(
                 conn,
                 watch.vault_id,
-                max(known, 0),
+                # Not further than the history has shown: a node that names a slot that will
+                # not be for years would blind the vault until then.
+                max(min(known, reading.taken_slot), 0),
                 None if is_late else amount,
                 self._poll if waits or is_late else IDLE_SCAN,
             )
@@ -201,6 +205,8 @@ class Deposits:
         final = [row for row in rows if row.slot <= reading.slot and row.err is None]
         left = await self._settle_all(reading, [row.signature for row in final])
         reading.open_slots += [row.slot for row in final if row.signature in left]
+        known = [r.slot for r in rows if r.slot <= reading.slot and r.signature not in left]
+        reading.taken_slot = max(reading.taken_slot, *known, 0)
         new = [row for row in sighted if row.err is None and row.signature not in reading.pending]
         await self._sight_all(reading, new)
 
