@@ -9,6 +9,7 @@ async with paying(database, EmbeddedChain(net)) as it:
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -112,6 +113,21 @@ class Paying:
         """Wait for something that needs no block."""
         while not await true():  # noqa: ASYNC110 - it is not a test's to change what it waits for
             await asyncio.sleep(BREATH_SECONDS)
+
+    async def looked(self, times: int = 10) -> None:
+        """Wait until the chain was asked so often what has become of payments; make no block."""
+        methods = self.net.endpoints[-1].node._methods
+        asked, count = methods["getSignatureStatuses"], itertools.count(1)
+        enough = asyncio.Event()
+
+        def counted(params: list[Any]) -> Any:
+            if next(count) > times:
+                enough.set()
+            return asked(params)
+
+        methods["getSignatureStatuses"] = counted
+        await enough.wait()
+        methods["getSignatureStatuses"] = asked
 
     async def pay(self, amount: int = 1_000_000, to: Pubkey | None = None, **fields: Any) -> Event:
         """Have the agent pay the payee, or somebody else."""

@@ -43,6 +43,12 @@ class Relay:
     def url(self) -> str:
         return self.server.url("/")
 
+    async def asked_for(self, method: str, times: int) -> None:
+        """Wait until it was asked this so often."""
+        until = self.asked[method] + times
+        while self.asked[method] < until:  # noqa: ASYNC110 - it is not a test's to do
+            await asyncio.sleep(0.005)
+
     async def behave(self, request: Request, writer: asyncio.StreamWriter) -> None:
         question = json.loads(request.body)
         self.asked[question["method"]] += 1
