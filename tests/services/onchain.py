@@ -85,7 +85,8 @@ class OnChain:
         async with self.app.database.transaction() as conn:
             watch = await deposits_db.select_watch(conn, spender.vault_id)
         assert watch is not None
-        return await self.settlement.deposits.scan(watch, **options)
+        amount = await self.held_on_chain(spender, Commitment.CONFIRMED)
+        return await self.settlement.deposits.scan(watch, amount, **options)
 
     async def reconcile(self, spender: Spender) -> Reconciliation:
         """Compare the vault with the chain, now."""
@@ -123,9 +124,12 @@ class OnChain:
         )
         return slot
 
-    async def held_on_chain(self, spender: Spender) -> int:
-        """What the vault's account really has, in the newest slot."""
-        found = self.net.chain.account(await self.account(spender), self.net.chain.tip)
+    async def held_on_chain(
+        self, spender: Spender, commitment: Commitment = Commitment.PROCESSED
+    ) -> int:
+        """What the vault's account really has."""
+        slot = self.net.chain.slot(commitment)
+        found = self.net.chain.account(await self.account(spender), slot)
         return 0 if found is None else int.from_bytes(bytes(found.data)[64:72], "little")
 
     @property

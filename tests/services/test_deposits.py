@@ -456,10 +456,15 @@ async def test_a_signature_that_was_credited_by_hand_is_not_credited_again(here:
     here.net.tick(2)
     await here.look(spender)
     here.net.finalize()
+    await here.app.database.pool.execute("UPDATE vault_scans SET next_reconcile_at = 'infinity'")
 
     await here.look(spender)
+    hurried = await here.app.database.pool.fetchval(
+        "SELECT next_reconcile_at <= clock_timestamp() FROM vault_scans"
+    )
     found = await here.reconcile(spender)
 
+    assert hurried
     (event,) = await here.events(spender)
     assert (event.kind, event.amount) == (CREDIT, 500)
     assert await here.figures(spender) == (500, 0)
@@ -1005,7 +1010,7 @@ async def test_a_deposit_whose_row_comes_late_is_not_left_for_the_reconciliation
 ) -> None:
     """The account has changed, and its history does not say so yet: it is read again soon."""
     spender = await here.spender(1)
-    await watched(here, spender, 1)
+    await here.settlement.deposits.watch()
     here.net.faucet(await here.wallet(spender), 9)
     here.net.finalize()
     node = here.net.endpoints[0].node
@@ -1020,6 +1025,30 @@ async def test_a_deposit_whose_row_comes_late_is_not_left_for_the_reconciliation
     await watched(here, spender, 10)
 
     assert late == (1, 1)
+
+
+async def test_an_outflow_whose_row_comes_late_is_not_left_for_the_reconciliation(
+    here: OnChain,
+) -> None:
+    """Also when nothing is left, which is what a new account has, too."""
+    spender = await here.spender(1)
+    await here.settlement.deposits.watch()
+    signature = await here.steal(spender, 1)
+    node, pool = here.net.endpoints[0].node, here.app.database.pool
+    inner = node._methods["getSignaturesForAddress"]
+    node._methods["getSignaturesForAddress"] = lambda params: inner(params)[1:]
+
+    async def turn() -> set[str]:
+        await pool.execute("UPDATE vault_scans SET next_watch_at = '-infinity'")
+        await here.settlement.deposits.watch()
+        rows = await pool.fetch("SELECT signature FROM vault_transactions WHERE delta < 0")
+        return {row["signature"] for row in rows}
+
+    late = [await turn() for _ in range(4)]
+    node._methods["getSignaturesForAddress"] = inner
+
+    assert late == [set()] * 4
+    assert await turn() == {signature}
 
 
 async def test_a_vault_that_was_only_reconciled_rests_too(

@@ -254,8 +254,7 @@ async def test_whatever_happens_ledger_and_chain_agree_at_every_slot(
 
     async with paying(here), paying(there):
         for _ in range(80):
-            await hustle.one()
-            await hustle.agree()
+            await asyncio.gather(hustle.one(), hustle.agree())
         decided = await here.decided(spender, *hustle.asked)
     here.net.finalize()
 
@@ -784,6 +783,30 @@ async def test_a_node_that_hides_money_stops_nothing_as_long_as_another_shows_it
             await here.reconcile(spender)
 
         assert (await make.vault(here.app, spender)).drift is None
+
+
+async def test_nothing_is_compared_before_all_up_to_the_balance_is_known(
+    database: str, net: Localnet
+) -> None:
+    """Nodes agree on the balance, and not on the deposit that explains it."""
+    async with running(database, net, net.urls) as here:
+        here.hurry()
+        spender = await here.spender(1_000)
+        signature = net.faucet(await here.wallet(spender), 77)
+        net.finalize()
+        node = net.endpoints[1].node
+        inner = node._methods["getTransaction"]
+        node._methods["getTransaction"] = lambda params: (
+            None if params[0] == signature else inner(params)
+        )
+
+        with pytest.raises(RpcError):
+            await here.reconcile(spender)
+        stopped = (await make.vault(here.app, spender)).drift
+        node._methods["getTransaction"] = inner
+
+        assert stopped is None
+        agrees(await here.reconcile(spender), 1_077)
 
 
 async def test_a_node_that_names_a_wrong_slot_for_a_balance_opens_no_drift(

@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 # How often a vault's turn comes, in polls: of a hundred vaults, one question each time.
 POLLS_PER_WATCH: Final = 2
 WATCHES_MAX: Final = ACCOUNTS_MAX
+WATCH_TURNS_MAX: Final = 1_000
 # Transactions that are asked for at the same time.
 AT_ONCE_MAX: Final = 8
 # After so many transactions that cannot be taken into the ledger, a reading leaves the rest.
@@ -110,8 +111,9 @@ class Deposits:
     async def watch(self) -> None:
         """Look at those vaults whose turn it is, and read the histories of those that moved."""
         try:
-            while await self._watch_some() == WATCHES_MAX:
-                pass
+            for _ in range(WATCH_TURNS_MAX):
+                if await self._watch_some() < WATCHES_MAX:
+                    return
         except RpcError as fault:
             self._complain("deposits are not looked for: %s", fault)
 
@@ -152,7 +154,7 @@ class Deposits:
     async def scan(
         self,
         watch: Watch,
-        amount: int | None = None,
+        amount: int,
         *,
         min_slot: int = 0,
         from_slot: int | None = None,
@@ -179,9 +181,8 @@ class Deposits:
         await self._undo_missing(reading, pending)
         known = min([slot, *(open_slot - 1 for open_slot in reading.open_slots)])
         # A node can know what an account holds, and not yet, why.
-        is_late = reading.newest_slot <= watch.scanned_slot and amount not in {
-            *(None, watch.watched_amount or 0)
-        }
+        is_new = amount != (watch.watched_amount or 0)
+        is_late = is_new and reading.newest_slot <= watch.scanned_slot
         waits = bool(reading.open_slots or reading.sighted or pending)
         async with self._database.transaction() as conn:
             await deposits_db.update_scan(
