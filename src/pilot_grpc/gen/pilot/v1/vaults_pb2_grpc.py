@@ -130,7 +130,9 @@ class VaultServiceServicer:
     def AcknowledgeDrift(self, request, context):
         """AcknowledgeDrift ends a drift: the ledger takes the difference as it is, and the vault's
         transfers go on. Money that is missing becomes a confirmed WITHDRAWAL, and what of it is
-        more than the balance a SETTLEMENT after it; a surplus becomes a DEPOSIT. Sessions only.
+        more than the balance a SETTLEMENT after it; a surplus becomes a DEPOSIT. Of more than
+        10^15 there are several of each. What is as old as the drift, and is found on chain only
+        later, is not counted again. Sessions only.
         Errors: FAILED_PRECONDITION (DRIFT_NOT_OPEN, DRIFT_CHANGED, TRANSFERS_PENDING,
         BALANCE_TOO_LARGE).
         """
