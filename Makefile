@@ -45,7 +45,8 @@ test: setup ## Run the tests that need only Python
 
 test-all: lint verify ## Lint, verify, and run the tests that need more: PgBouncer, PostgreSQL 15, grpcurl, Go, Node, Surfpool
 	@scripts/install-full
-	@$(BIN)/pytest -m full
+	@$(BIN)/pytest -m full --ignore tests/full --numprocesses 3 --dist worksteal
+	@$(BIN)/pytest -m full tests/full
 
 lint: setup ## ruff, mypy, import-linter, sqlfluff, buf
 	@$(BIN)/ruff format --check

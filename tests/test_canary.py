@@ -519,7 +519,7 @@ async def serve_and_pay(life: Life, process: Process, log: Path) -> str:
     return log.read_text()
 
 
-@pytest.mark.parametrize("payer", ["sealed", "keychain"])
+@pytest.mark.parametrize("payer", ["sealed", pytest.param("keychain", marks=pytest.mark.full)])
 async def test_nothing_tells_the_keys_that_pay(
     database: str,
     server: Server,
@@ -596,7 +596,7 @@ ASKED: Final = (
 )
 
 
-@pytest.mark.parametrize("code", [-32602, -32005, 429])
+@pytest.mark.parametrize("code", [-32602, pytest.param(-32005, marks=pytest.mark.full), 429])
 async def test_what_a_node_says_of_our_keys_reaches_nobody(
     database: str,
     server: Server,
@@ -679,7 +679,8 @@ UPDATE pending_transfers
 """
 
 
-# What fails before it is awaited never is.
+# It takes as many payments as a payment has steps. What fails before it is awaited never is.
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 async def test_no_step_of_a_payment_tells_a_key_when_it_fails(
     database: str,

@@ -84,6 +84,7 @@ def test_a_first_run_is_walked_through_again_and_again(home: Path) -> None:
     assert len(paid) == 2
 
 
+@pytest.mark.full
 async def test_the_stream_is_shown_as_it_comes(database: str) -> None:
     """The deposit before the payment, and each until it is final; and the decline."""
     async with staged(database) as stage:
@@ -98,6 +99,7 @@ async def test_the_stream_is_shown_as_it_comes(database: str) -> None:
     assert "failed, RECIPIENT_NOT_ALLOWED; vault $23.75 (23750000)" in final[2]
 
 
+@pytest.mark.full
 async def test_the_project_that_the_readme_walks_through_stays_as_it_is(database: str) -> None:
     async with staged(database) as stage:
         before = await stage.server.app.vaults.get(OWNER, seed.VAULT)
@@ -108,6 +110,7 @@ async def test_the_project_that_the_readme_walks_through_stays_as_it_is(database
         assert await stage.server.app.agents.list(OWNER, seed.PROJECT, None, 100) == agents
 
 
+@pytest.mark.full
 async def test_a_server_that_speaks_tls_is_walked_through(database: str, tmp_path: Path) -> None:
     certificate, key = self_signed(tmp_path)
     tls = {"tls_certificate_file": certificate, "tls_key_file": key}
@@ -135,6 +138,7 @@ async def test_a_check_that_does_not_hold_is_named(
     assert stage.said[-1] == "1 of 9 checks do not hold."
 
 
+@pytest.mark.full
 async def test_money_on_another_chain_does_not_arrive(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +148,7 @@ async def test_money_on_another_chain_does_not_arrive(
             await stage.walk(other.url)
 
 
+@pytest.mark.full
 async def test_a_chain_that_is_away_is_told(database: str) -> None:
     async with staged(database) as stage:
         with pytest.raises(DemoError, match="the chain has no answer"):
@@ -158,6 +163,7 @@ async def test_a_server_without_the_demo_user_is_refused(database: str) -> None:
             await stage.walk()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
@@ -195,6 +201,7 @@ def test_without_a_server_the_demo_says_how_to_start_one(home: Path) -> None:
     )
 
 
+@pytest.mark.full
 async def test_the_demo_asks_only_for_the_embedded_chain(home: Path, database: str) -> None:
     """Of this environment's data directory, and on no other cluster."""
     devnet = {"PILOT_SOLANA_CLUSTER": "devnet", "PILOT_SOLANA_RPC_URLS": "http://127.0.0.1:1"}
