@@ -59,6 +59,7 @@ from pilot_grpc.solana import clusters
 from pilot_grpc.solana.answers import Commitment
 from pilot_grpc.solana.custody import Custody
 from pilot_grpc.solana.endpoint import EndpointSettings
+from pilot_grpc.solana.faults import ClusterMismatch
 from pilot_grpc.solana.payments import FeePolicy
 from pilot_grpc.solana.rpc import Rpc
 from pilot_grpc.solana.signing import Signer
@@ -293,7 +294,7 @@ async def running(
         streams=await open_database(url, pooler=pooler, size=STREAM_CONNECTIONS),
         chain=await open_database(url, pooler=pooler, size=CHAIN_CONNECTIONS),
     )
-    rpc = rpc_of(settings)
+    rpc = await _started(rpc_of(settings))
     fee_payer = None if rpc is None else await fee_payer_of(settings, databases.chain)
     app = build(settings, databases, clock, rpc=rpc, fee_payer=fee_payer)
     app.lanes.start()
@@ -307,9 +308,8 @@ async def running(
         ]
     if duties and app.trimming.is_wanted:
         tasks.append(asyncio.create_task(every(TRIM_SECONDS, app.trimming.trim)))
-    settlement = app.settlement if duties and settings.settlement_enabled else None
-    if settlement is not None:
-        tasks += await _start_settlement(settlement)
+    if app.settlement is not None and duties and settings.settlement_enabled:
+        tasks += await _start_settlement(app.settlement)
     delivers = duties and settings.webhooks_enabled
     if delivers:
         app.deliveries.start()
@@ -322,17 +322,38 @@ async def running(
         await app.outbound.close()
         for task in tasks:
             task.cancel()
-        if settlement is not None:
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await settlement.transfers.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if app.settlement is not None:
+            await _stop_settlement(app.settlement)
         await app.lanes.close()
-        if rpc is not None:
-            await rpc.close()
         if duties:
             with suppress(errors.DatabaseUnavailable, errors.Overloaded):
                 await app.credentials.write_uses()
         pools = [getattr(databases, field.name) for field in fields(databases)]
         await asyncio.gather(*(pool.close() for pool in pools))
+
+
+async def _started(rpc: Rpc | None) -> Rpc | None:
+    """Look at the first blocks of the nodes' chains. Nodes that are away are looked at later.
+
+    Raises SettingsError when all of them belong to another cluster.
+    """
+    if rpc is not None:
+        try:
+            await rpc.start()
+        except ClusterMismatch:
+            await rpc.close()
+            raise SettingsError(
+                "PILOT_SOLANA_RPC_URLS: none of the nodes belongs to PILOT_SOLANA_CLUSTER"
+            ) from None
+    return rpc
+
+
+async def _stop_settlement(settlement: Settlement) -> None:
+    """Let others go on with what is under way."""
+    await settlement.transfers.close()
+    await settlement.deposits.close()
+    await settlement.chain.rpc.close()
 
 
 async def _start_settlement(settlement: Settlement) -> list[asyncio.Task[None]]:

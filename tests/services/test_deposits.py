@@ -966,6 +966,37 @@ async def test_only_a_vault_that_moved_is_read(
     assert asked.count("getTransaction") == 1
 
 
+async def test_a_history_that_takes_long_is_read_on_while_others_have_their_turn(
+    here: OnChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reading that does not end is begun once, and another vault's deposit is credited."""
+    monkeypatch.setattr(deposits, "READING_SECONDS", 0.01)
+    slow, quick = await here.spender(), await here.spender()
+    for spender in (slow, quick):
+        here.net.faucet(await here.wallet(spender), 9)
+    here.net.finalize()
+    scan, begun, go_on = here.settlement.deposits.scan, list[str](), asyncio.Event()
+
+    async def slowly(watch: Any, *args: Any, **options: Any) -> int:
+        begun.append(watch.vault_id)
+        if watch.vault_id == slow.vault_id:
+            await go_on.wait()
+        return await scan(watch, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(here.settlement.deposits), "scan", staticmethod(slowly))
+        await watched(here, quick, 9)
+        for _ in range(3):
+            await here.app.database.pool.execute(
+                "UPDATE vault_scans SET next_watch_at = '-infinity'"
+            )
+            await here.settlement.deposits.watch()
+        assert await here.figures(slow) == (0, 0)
+        assert begun.count(slow.vault_id) == 1
+        go_on.set()
+        await watched(here, slow, 9)
+
+
 async def test_one_history_that_cannot_be_read_delays_no_other(
     here: OnChain, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,8 +46,11 @@ log = logging.getLogger(__name__)
 POLLS_PER_WATCH: Final = 2
 WATCHES_MAX: Final = ACCOUNTS_MAX
 WATCH_TURNS_MAX: Final = 1_000
-# Transactions that are asked for at the same time.
-AT_ONCE_MAX: Final = 8
+# Transactions of one history that are asked for at the same time.
+AT_ONCE_MAX: Final = 4
+# A history that takes longer is read on while others have their turn.
+READING_SECONDS: Final = 1.0
+READINGS_MAX: Final = 100
 # After so many transactions that cannot be taken into the ledger, a reading leaves the rest.
 LEFT_MAX: Final = 8
 LEFT_REMEMBERED_MAX: Final = 10_000
@@ -78,6 +81,7 @@ class _Reading:
     taken_slot: int = 0
     sighted: int = 0
     open_slots: list[int] = field(default_factory=list)
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE_MAX))
     left: int = 0
 
 
@@ -90,7 +94,7 @@ class Deposits:
         self._lanes = lanes
         self._chain = chain
         self._poll = poll
-        self._slots = asyncio.Semaphore(AT_ONCE_MAX)
+        self._readings: dict[VaultId, asyncio.Task[None]] = {}
         self._complain = Complaints(log)
         # Pending deposits that the chain no longer shows, and the height after which they are
         # gone for good.
@@ -126,13 +130,31 @@ class Deposits:
         accounts = [self._chain.account_of(watch.address) for watch in watches]
         seen = await self._chain.rpc.multiple_accounts(accounts, Commitment.CONFIRMED)
         amounts = [self._amount(account) for account in seen.value]
-        moved = [
-            self._scan_or_log(watch, amount)
+        begun = [
+            await self._begin_reading(watch, amount)
             for watch, amount in zip(watches, amounts, strict=True)
-            if watch.is_scan_due or watch.watched_amount != amount
+            if (watch.is_scan_due or watch.watched_amount != amount)
+            and watch.vault_id not in self._readings
         ]
-        await asyncio.gather(*moved)
+        if begun:
+            await asyncio.wait(begun, timeout=READING_SECONDS)
         return len(watches)
+
+    async def _begin_reading(self, watch: Watch, amount: int) -> asyncio.Task[None]:
+        """Begin to read a history, once there are not too many that are read."""
+        while len(self._readings) >= READINGS_MAX:
+            await asyncio.wait(self._readings.values(), return_when=asyncio.FIRST_COMPLETED)
+        task = asyncio.create_task(self._scan_or_log(watch, amount))
+        self._readings[watch.vault_id] = task
+        task.add_done_callback(lambda _: self._readings.pop(watch.vault_id, None))
+        return task
+
+    async def close(self) -> None:
+        """Stop reading; what was not read to its end is read again."""
+        readings = [*self._readings.values()]
+        for task in readings:
+            task.cancel()
+        await asyncio.gather(*readings, return_exceptions=True)
 
     def _amount(self, account: Account | None) -> int:
         token = account.token if account is not None else None
@@ -266,7 +288,7 @@ class Deposits:
         self, reading: _Reading, signature: str, commitment: Commitment
     ) -> history.Movement | None:
         """Ask what a transaction moved; None when it is not to be had, or not asked for now."""
-        async with self._slots:
+        async with reading.slots:
             if reading.left >= LEFT_MAX:
                 return None
             return await history.movement(
