@@ -1,6 +1,7 @@
 """What an installation works with on Solana: whose nodes it takes, and how often it complains."""
 
 import logging
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,9 @@ log = logging.getLogger(__name__)
 async def test_nothing_starts_on_nodes_of_another_cluster(database: str) -> None:
     """The first block says which cluster it is, and that it is not devnet."""
     async with localnet.running(None, manual=True) as net:
-        settings = {"solana_rpc_urls": (net.url,), "solana_cluster": SolanaCluster.DEVNET}
+        settings: dict[str, Any] = {"solana_rpc_urls": (net.url,)}
         with pytest.raises(SettingsError, match="PILOT_SOLANA_CLUSTER"):
-            async with make.app(database, **settings):
+            async with make.app(database, solana_cluster=SolanaCluster.DEVNET, **settings):
                 pass
 
 
