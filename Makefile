@@ -45,7 +45,8 @@ test: setup ## Run the tests that need only Python
 
 test-all: lint verify ## Lint, verify, and run the tests that need more: PgBouncer, PostgreSQL 15, grpcurl, Go, Node, Surfpool
 	@scripts/install-full
-	@$(BIN)/pytest -m full
+	@$(BIN)/pytest -m full --ignore tests/full --numprocesses 3 --dist worksteal
+	@$(BIN)/pytest -m full tests/full
 
 lint: setup ## ruff, mypy, import-linter, sqlfluff, buf
 	@$(BIN)/ruff format --check
@@ -75,9 +76,10 @@ lock: setup ## Pin the newest versions that pyproject.toml allows
 	@$(LOCK) --group dev --constraint requirements.lock pyproject.toml \
 		--output-file requirements-dev.lock
 
-bench: setup ## Measure spends against pgbench on one row, and how fast events come out
+bench: setup ## Measure spends against pgbench on one row, how fast events come out, and payments on chain
 	@$(BIN)/python -m bench.spend
 	@$(BIN)/python -m bench.stream
+	@$(BIN)/python -m bench.settlement
 
 db-migrate: $(VENV)/runtime.stamp ## Apply the pending migrations
 	@$(BIN)/pilot db migrate

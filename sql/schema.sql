@@ -259,6 +259,9 @@ CREATE TABLE public.vault_scans (
     next_watch_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
     next_scan_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
     next_reconcile_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    acknowledged_slot bigint,
+    acknowledged_event_id text,
+    CONSTRAINT vault_scans_acknowledged_as_a_whole CHECK (((acknowledged_slot IS NULL) = (acknowledged_event_id IS NULL))),
     CONSTRAINT vault_scans_scanned_slot_is_not_negative CHECK ((scanned_slot >= 0))
 )
 WITH (fillfactor='50');
@@ -430,6 +433,8 @@ CREATE INDEX agents_project_id_idx ON public.agents USING btree (project_id, cre
 
 CREATE INDEX api_keys_user_id_idx ON public.api_keys USING btree (user_id, created_at);
 
+CREATE INDEX event_changes_drift_idx ON public.event_changes USING btree (vault_id, revision) WHERE (event_id IS NULL);
+
 CREATE INDEX events_agent_id_created_at_idx ON public.events USING btree (agent_id, created_at);
 
 CREATE INDEX events_open_holds_idx ON public.events USING btree (expires_at) WHERE ((status = 'pending'::text) AND (expires_at IS NOT NULL));
@@ -541,3 +546,4 @@ INSERT INTO public.schema_migrations (version) VALUES ('20261129000010');
 INSERT INTO public.schema_migrations (version) VALUES ('20261129000011');
 INSERT INTO public.schema_migrations (version) VALUES ('20261129000012');
 INSERT INTO public.schema_migrations (version) VALUES ('20261129000013');
+INSERT INTO public.schema_migrations (version) VALUES ('20261129000014');

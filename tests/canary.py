@@ -1,11 +1,15 @@
-"""A wallet that everybody knows, and every way in which its secret could be told."""
+"""Wallets that everybody knows, and every way in which their secrets could be told."""
 
 import base64
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Iterator
-from traceback import TracebackException
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from linecache import getline
+from pathlib import Path
+from traceback import format_exception, walk_tb
 from types import FrameType
 from typing import Any, Final
 
@@ -14,6 +18,10 @@ from solders.pubkey import Pubkey
 
 KEYPAIR: Final = Keypair.from_seed(hashlib.sha256(b"pilot canary").digest())
 ADDRESS: Final = str(KEYPAIR.pubkey())
+# It pays the fees where the vault does not pay them itself.
+FEE_PAYER: Final = Keypair.from_seed(hashlib.sha256(b"pilot canary of the fees").digest())
+
+TESTS: Final = Path(__file__).parent
 
 # A part gives the whole away, and a repr may be cut short.
 PART_BYTES: Final = 12
@@ -59,13 +67,34 @@ def found(text: str, told: set[str]) -> set[str]:
     return {trace for trace in told if trace in dense}
 
 
+class Known:
+    """Makes well-known keypairs instead of new ones: these in turn, and the last for ever."""
+
+    from_bytes = Keypair.from_bytes
+
+    def __init__(self, *keypairs: Keypair) -> None:
+        """Take what is made."""
+        self._keypairs = list(keypairs)
+
+    def __call__(self) -> Keypair:
+        return self._keypairs.pop(0) if len(self._keypairs) > 1 else self._keypairs[0]
+
+
 def all_of(error: BaseException) -> str:
     """All that can be learned from an error, variables of every frame included.
 
     Also of what it was raised from or in spite of, which Python itself would not show.
     """
+    return "".join(_said_by(each) + "".join(_variables(each)) for each in _with_causes(error))
+
+
+def _said_by(error: BaseException) -> str:
+    shown = "".join(format_exception(error, chain=False))
+    return f"{shown}{error!r} {error} {error.args!r} {vars(error)!r}"
+
+
+def _with_causes(error: BaseException) -> list[BaseException]:
     seen: list[BaseException] = []
-    text = ""
     waiting: list[BaseException | None] = [error]
     while waiting:
         each = waiting.pop()
@@ -73,9 +102,23 @@ def all_of(error: BaseException) -> str:
             continue
         seen.append(each)
         waiting += [each.__cause__, each.__context__]
-        told = TracebackException.from_exception(each, capture_locals=True)
-        text += "".join(told.format()) + f"{each!r} {each} {each.args!r} {vars(each)!r}"
-    return text
+        waiting += each.exceptions if isinstance(each, BaseExceptionGroup) else ()
+    return seen
+
+
+def _variables(error: BaseException) -> Iterator[str]:
+    """Show them as error trackers do, which live with a repr that fails.
+
+    Not those of the tests, which know the secrets.
+    """
+    for frame, line in walk_tb(error.__traceback__):
+        if Path(frame.f_code.co_filename).is_relative_to(TESTS):
+            continue
+        for name, value in frame.f_locals.items():
+            try:
+                yield f"{line}: {name} = {value!r}\n"
+            except Exception as failed:  # noqa: BLE001 - of an object that is half made, say
+                yield f"{line}: {name} cannot be shown: {failed!r}\n"
 
 
 class Sabotage(Exception):
@@ -88,28 +131,76 @@ def sabotaged(work: Callable[[], object], *files: str) -> Iterator[BaseException
     while True:
         step += 1
         try:
-            _fail_at(step, work, files)
+            with _failing_at(step, files, _each_event):
+                work()
         except BaseException as error:  # noqa: BLE001 - whatever became of it
             yield error
         else:
             return
 
 
-def _fail_at(step: int, work: Callable[[], object], files: tuple[str, ...]) -> None:
-    left = step
+async def sabotaged_services(
+    work: Callable[[], Awaitable[object]], *files: str
+) -> AsyncIterator[BaseException | None]:
+    """The same with what waits, and lives with errors: gives those that it raised all the same.
+
+    Only lines fail here: nothing that waits survives an error in spite of which it goes on.
+    Whatever else runs in this thread fails, too, when it is in these files.
+    """
+    step, reached = 0, True
+    while reached:
+        step += 1
+        error: BaseException | None = None
+        with _failing_at(step, files, _begins_line) as failing:
+            try:
+                await work()
+            except Exception as raised:  # noqa: BLE001 - whatever became of it
+                error = raised
+        reached = failing.reached
+        if reached:
+            yield error
+
+
+@dataclass
+class _Failing:
+    """Counts the steps down to the one that fails."""
+
+    left: int
+
+    @property
+    def reached(self) -> bool:
+        return self.left <= 0
+
+
+def _each_event(_: FrameType, __: str) -> bool:
+    return True
+
+
+def _begins_line(frame: FrameType, event: str) -> bool:
+    """Say whether a line begins; not that of a `with`, which would not end if it failed there."""
+    line = getline(frame.f_code.co_filename, frame.f_lineno).lstrip()
+    return event == "line" and not line.startswith(("with ", "async with "))
+
+
+@contextmanager
+def _failing_at(
+    step: int, files: tuple[str, ...], is_step: Callable[[FrameType, str], bool]
+) -> Iterator[_Failing]:
+    failing = _Failing(step)
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal left
         if not frame.f_code.co_filename.endswith(files):
             return None
-        left -= 1
-        if left == 0:
+        if not is_step(frame, event):
+            return trace
+        failing.left -= 1
+        if failing.left == 0:
             raise Sabotage(event)
         return trace
 
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        work()
+        yield failing
     finally:
         sys.settrace(before)

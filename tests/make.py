@@ -17,9 +17,16 @@ from pilot_grpc.db.clock import Clock, read_clock
 from pilot_grpc.db.connection import Connection
 from pilot_grpc.domain.accounts import Caller, CredentialKind
 from pilot_grpc.domain.ids import AgentId, ProjectId, UserId, VaultId
-from pilot_grpc.domain.ledger import HOLD_TTL_DEFAULT, Event
+from pilot_grpc.domain.ledger import (
+    HOLD_TTL_DEFAULT,
+    ConfirmTransfer,
+    Event,
+    FailTransfer,
+    FailureReason,
+    RecordDeposit,
+)
 from pilot_grpc.domain.recount import Discrepancy
-from pilot_grpc.domain.vaults import Vault
+from pilot_grpc.domain.vaults import Drift, Outflow, Vault
 from pilot_grpc.services.budgets import Limits
 from pilot_grpc.services.ledger import Asked, SpendOrder
 from pilot_grpc.services.recount import Place
@@ -27,6 +34,11 @@ from pilot_grpc.services.requests import Once
 from pilot_grpc.settings import Settings, WrappingKey
 
 USDC = 1_000_000
+# Where nobody answers: for what must work without the chain, where there is one.
+NOWHERE = ("http://127.0.0.1:9",)
+# Wallets: somebody could have their keys, and nobody has.
+WALLET = "4zvwRjXUKGfvwnParsHAS3HuSVzV5cA4McphgmoCtajS"
+OTHER_WALLET = "AKnL4NNf3DGWZJS6cPknBuEGnVsV4A4m5tgebLHaRSZ9"
 WRAPPING_KEY = WrappingKey(id="test", secret=bytes(range(32)))
 
 _numbers = itertools.count(1)
@@ -232,6 +244,63 @@ async def fail_funding(
     return await app.ledger.fail_funding(spender.owner, wanted, credit.id)
 
 
+async def deposit(
+    app: App, vault_id: VaultId, amount: int, tx_hash: str, *, landed: int | None = 1
+) -> Event:
+    """A deposit as the chain shows it: final at a slot, or only seen."""
+    return await app.lanes.decide(RecordDeposit(vault_id, amount, tx_hash, landed))
+
+
+async def allow(app: App, spender: Spender, recipient: str = WALLET) -> None:
+    """Put a wallet on the agent's list."""
+    await app.agents.add_recipient(spender.owner, spender.agent_id, recipient, None)
+
+
+async def land(app: App, paid: Event, tx_hash: str, *, slot: int = 2) -> Event:
+    """The end of a payment that the chain has made."""
+    return await app.lanes.decide(ConfirmTransfer(paid.vault_id, paid.id, tx_hash, slot))
+
+
+async def lose(
+    app: App,
+    paid: Event,
+    signature: str | None = None,
+    reason: FailureReason = FailureReason.TRANSFER_EXPIRED,
+) -> Event:
+    """The end of a payment that is never made."""
+    return await app.lanes.decide(FailTransfer(paid.vault_id, paid.id, reason, signature))
+
+
+async def stop(app: App, vault_id: VaultId, amount: int, drift_id: str = "cdrift") -> Drift:
+    """A drift, as a reconciliation finds it; of nothing, the end of one."""
+    books = app.agents.books
+    async with app.database.transaction() as conn:
+        book = await books.open(conn, [vault_id])
+        (vault,) = book.vaults.values()
+        drift = Drift(
+            id=drift_id,
+            amount=amount,
+            slot=9,
+            found_amount=vault.chain_balance + amount,
+            expected_amount=vault.chain_balance,
+            outflows=(Outflow("theft", -amount, 8),) if amount < 0 else (),
+            created_at=book.now(vault),
+        )
+        book.stop(drift)
+        await books.write(conn, book)
+    return drift
+
+
+async def acknowledge(
+    app: App, spender: Spender, drift: Drift, request: str | None = None
+) -> Event:
+    """The end of a drift by the owner."""
+    wanted = asked("AcknowledgeDrift", request, f"amount:{drift.amount} drift_id:{drift.id}")
+    return await app.vaults.acknowledge_drift(
+        spender.owner, wanted, spender.vault_id, drift.id, drift.amount
+    )
+
+
 async def verify(app: App, spender: Spender, page: int = 1_000) -> Discrepancy | None:
     """Recount a vault to the end, or to the first row that disagrees."""
     place: Place | None = Place()
@@ -272,6 +341,12 @@ SELECT count(*)
 """
 
 
+async def waited_for(conn: Connection, count: int = 1) -> None:
+    """Return once so many wait for a lock that a connection holds."""
+    while await conn.fetchval(WAITING) < count:
+        pass
+
+
 @dataclass(frozen=True)
 class VaultLock:
     """A vault's lock, held as another process would hold it."""
@@ -280,8 +355,7 @@ class VaultLock:
 
     async def is_waited_for(self, count: int = 1) -> None:
         """Return once so many wait for this lock."""
-        while await self.conn.fetchval(WAITING) < count:
-            pass
+        await waited_for(self.conn, count)
 
 
 @asynccontextmanager

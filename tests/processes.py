@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import grpc
 
@@ -49,6 +50,8 @@ class Process:
     environ: Mapping[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     running: "subprocess.Popen[bytes] | None" = None
+    # Where its output goes, if not to that of the tests.
+    output: IO[bytes] | None = None
 
     @property
     def address(self) -> str:
@@ -71,7 +74,11 @@ class Process:
             **self.environ,
         }
         self.running = subprocess.Popen(
-            [sys.executable, *self.program], env=environ, cwd=Path(__file__).parents[1]
+            [sys.executable, *self.program],
+            env=environ,
+            cwd=Path(__file__).parents[1],
+            stdout=self.output,
+            stderr=self.output,
         )
 
     def signal(self, number: signal.Signals) -> None:
@@ -123,3 +130,37 @@ async def channel_to(process: Process) -> AsyncIterator[grpc.aio.Channel]:
     async with grpc.aio.insecure_channel(process.address, options=CHANNEL_OPTIONS) as channel:
         await asyncio.wait_for(channel.channel_ready(), READY_SECONDS)
         yield channel
+
+
+@contextmanager
+def first_run(home: Path) -> Iterator[str]:
+    """Run `pilot serve` as `make run` does, on a free port and without data.
+
+    Gives what it prints once it serves.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-m", "pilot_grpc", "serve"],
+        env={
+            "PATH": os.defpath,
+            "PILOT_DATA_DIR": str(home / "data"),
+            "PILOT_LISTEN_ADDRESS": "127.0.0.1:0",
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            assert server.stdout is not None
+            said = ""
+            while "Ctrl-C" not in said:
+                line = server.stdout.readline()
+                assert line, "pilot serve has ended"
+                said += line
+            yield said
+        finally:
+            server.terminate()
+
+
+def address_in(announcement: str) -> str:
+    """Where the server of a first run serves."""
+    address: str = re.findall(r"Pilot serves on (\S+),", announcement)[0]
+    return address

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from pilot_grpc import cli
+from pilot_grpc.settings import Settings
+from pilot_grpc.solana import localnet
+
 
 def pilot(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run `pilot` with this environment only."""
@@ -83,6 +87,55 @@ def test_without_a_database_url_commands_work_on_the_embedded_one(home: Path) ->
     assert migrated.returncode == 0, migrated.stderr
     assert (home / "data" / "wrapping.key").exists()
     assert not (home / "data" / "postgres" / "postmaster.pid").exists()
+    assert not (home / "data" / "localnet").exists()
+
+
+def test_serve_runs_a_chain_and_says_where_until_it_is_stopped(home: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "pilot_grpc", "serve"],
+        env={
+            "PATH": os.defpath,
+            "PILOT_DATA_DIR": str(home / "data"),
+            "PILOT_LISTEN_ADDRESS": "127.0.0.1:0",
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        said = ""
+        while "Ctrl-C" not in said:
+            line = server.stdout.readline()
+            assert line
+            said += line
+        url = localnet.address(home / "data" / "localnet")
+        server.terminate()
+        assert server.wait(30) == 0
+
+    assert f"chain answers at {url}; the USDC on it is worth nothing." in said
+    assert localnet.address(home / "data" / "localnet") is None
+
+
+def test_serve_shows_no_url_that_was_configured(capsys: pytest.CaptureFixture[str]) -> None:
+    """It may hold a key."""
+    given = Settings(solana_rpc_urls=("https://rpc.example.com/hunter2",))
+
+    cli._announce(given, "127.0.0.1:50051", given=given)
+
+    said = capsys.readouterr().out
+    assert "Pilot serves on 127.0.0.1:50051," in said
+    assert "chain" not in said
+    assert "hunter2" not in said
+
+
+def test_serve_says_that_its_chain_cannot_be_opened(home: Path) -> None:
+    (home / "localnet").mkdir()
+    (home / "localnet" / "chain.sqlite").write_bytes(b"noise" * 1_000)
+
+    refused = pilot("serve", PILOT_DATA_DIR=str(home), PILOT_LOG_LEVEL="error")
+
+    path = home / "localnet" / "chain.sqlite"
+    assert refused.returncode == 1
+    assert refused.stderr == f"pilot: {path}: file is not a database\n"
 
 
 def test_a_bad_setting_is_told_without_a_traceback() -> None:

@@ -42,7 +42,7 @@ ENUMS: list[tuple[EnumDescriptor, type[StrEnum], dict[Any, Any]]] = [
 ]
 
 # Every int64 is an amount of money, but for these.
-NOT_MONEY = re.compile(r"(.+_)?revision|.+_count")
+NOT_MONEY = re.compile(r"(.+_)?revision|.+_count|slot")
 
 # The tail of an RPC's comment says who may call it; so does the table in rpc/auth.py.
 WHO_MAY_CALL = {

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,22 +18,28 @@ from typing import Any, Final
 
 import asyncpg
 import pytest
+from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 from solders.signature import Signature
 
-from pilot_grpc.bootstrap import App
+from pilot_grpc.bootstrap import AIRDROP_LAMPORTS, App
 from pilot_grpc.db import vaults as vaults_db
 from pilot_grpc.db import webhooks as webhooks_db
 from pilot_grpc.db.connection import Connection, Database
 from pilot_grpc.domain.ids import AgentId, VaultId
+from pilot_grpc.domain.ledger import Event, EventStatus
 from pilot_grpc.sealing import Sealer
 from pilot_grpc.services import keys as keys_service
+from pilot_grpc.services.chain import FEE_PAYER
 from pilot_grpc.services.keys import SHELVES, Keys, Update
 from pilot_grpc.services.webhooks import Signer
 from pilot_grpc.settings import WrappingKey
+from pilot_grpc.solana import localnet
 from pilot_grpc.solana.custody import Custody, SealedKey
+from pilot_grpc.solana.localnet import Localnet
 from tests import make
 from tests.conftest import Server
+from tests.processes import first_run
 
 OLD: Final = make.WRAPPING_KEY
 NEW: Final = WrappingKey(id="2026-12", secret=bytes(range(1, 33)))
@@ -378,12 +385,12 @@ def environ(database: str, server: Server, old: Sequence[WrappingKey]) -> dict[s
 
 
 async def pilot_keys(
-    command: str, database: str, server: Server, *old: WrappingKey
+    command: str, database: str, server: Server, *old: WrappingKey, **more: str
 ) -> tuple[int | None, str, str]:
     """Run `pilot keys ...`; its exit code and what it printed."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pilot_grpc", "keys", command),
-        env=environ(database, server, old),
+        env=environ(database, server, old) | more,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -517,3 +524,157 @@ async def test_seals_are_counted_by_the_key_that_made_them(db: Database) -> None
     counts = await Keys(db, ROTATED).count()
 
     assert [(each.wrapping_key_id, each.vaults) for each in counts] == [(NEW.id, 1), (OLD.id, 2)]
+
+
+async def test_the_fee_payer_is_the_one_that_servers_have_and_what_it_has_is_told(
+    database: str, server: Server
+) -> None:
+    """Whoever asks first makes it, so that it can be given SOL before anything is paid."""
+    async with localnet.running(None, manual=True) as net:
+        more = {"PILOT_SOLANA_RPC_URLS": net.url}
+        code, printed, _ = await pilot_keys("fee-payer", database, server, OLD, **more)
+        address, lamports = printed.splitlines()
+        net.airdrop(Pubkey.from_string(address), 5_000_000)
+        net.finalize()
+        async with make.app(
+            database, database_pooler=server.pooler, wrapping_key=NEW, solana_rpc_urls=(net.url,)
+        ) as app:
+            assert app.settlement is not None
+            assert app.settlement.transfers._signers.fee_payer.address == address
+        again = await pilot_keys("fee-payer", database, server, OLD, **more)
+
+    assert (code, lamports) == (0, "0 lamports")
+    assert again[:2] == (0, f"{address}\n5000000 lamports\n")
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({}, "no chain answers, so nobody knows what it has\n"),
+        ({"PILOT_SOLANA_RPC_URLS": "http://127.0.0.1:1/hunter2"}, "what it has is not known: "),
+    ],
+    ids=["none", "away"],
+)
+async def test_the_fee_payer_is_told_without_a_chain(
+    database: str, server: Server, more: dict[str, str], told: str
+) -> None:
+    more = more | {"PILOT_LOG_LEVEL": "error"}
+
+    code, printed, complaints = await pilot_keys("fee-payer", database, server, OLD, **more)
+
+    assert code == 0
+    assert Pubkey.from_string(printed.removesuffix("\n")).is_on_curve()
+    assert complaints.startswith(told)
+    assert "hunter2" not in complaints
+
+
+def test_the_fee_payer_of_a_first_run_was_given_sol(home: Path) -> None:
+    with first_run(home):
+        told = subprocess.run(
+            [sys.executable, "-m", "pilot_grpc", "keys", "fee-payer"],
+            env={"PATH": os.defpath, "PILOT_DATA_DIR": str(home / "data")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.endswith(f"\n{AIRDROP_LAMPORTS} lamports\n")
+
+
+# --- the keys that pay ----------------------------------------------------------------
+
+FRIEND: Final = str(Keypair.from_seed(bytes(31) + b"f").pubkey())
+POLL: Final = timedelta(milliseconds=20)
+
+
+def paying(
+    database: str, server: Server, net: Localnet, *keys: WrappingKey
+) -> AbstractAsyncContextManager[App]:
+    """A server that works on the chain; the first of the wrapping keys is its current one."""
+    return make.app(
+        database,
+        duties=True,
+        database_pooler=server.pooler,
+        wrapping_key=keys[0],
+        old_wrapping_keys=keys[1:],
+        solana_rpc_urls=(net.url,),
+        solana_poll=POLL,
+    )
+
+
+async def spender_on_chain(app: App, net: Localnet) -> make.Spender:
+    """An agent that may pay a friend, with USDC in the vault."""
+    spender = await make.agent(app, vault_balance=0)
+    vault = await make.vault(app, spender)
+    net.faucet(Pubkey.from_string(vault.address), 1_000)
+    await app.agents.add_recipient(spender.owner, spender.agent_id, FRIEND, None)
+    while not (await make.vault(app, spender)).chain_balance:  # noqa: ASYNC110 - nobody signals
+        await asyncio.sleep(0.02)
+    return spender
+
+
+async def status_of(app: App, spender: make.Spender, event: Event) -> EventStatus:
+    return (await app.ledger.get_event(spender.owner, event.id)).status
+
+
+async def paid(app: App, spender: make.Spender, event: Event) -> bool:
+    """Wait until the chain has decided about a payment."""
+    while (status := await status_of(app, spender, event)) is EventStatus.PENDING:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    return status is EventStatus.CONFIRMED
+
+
+async def test_the_fee_payers_key_is_rewrapped_and_servers_sign_before_meanwhile_and_after(
+    database: str, db: Database, server: Server
+) -> None:
+    """It is counted among the vaults' keys; in the end the old key is needed by nobody."""
+    async with localnet.running(None, slot_ms=20, finalized_slots=4) as net:
+        async with paying(database, server, net, OLD) as app:
+            spender = await spender_on_chain(app, net)
+        async with paying(database, server, net, NEW, OLD) as app:
+            before = await pilot_keys("status", database, server, OLD)
+            rewrap = asyncio.create_task(pilot_keys("rewrap", database, server, OLD))
+            events = []
+            while not rewrap.done():
+                events.append(await make.spend(app, spender, 1, recipient=FRIEND))
+                assert await paid(app, spender, events[-1])
+            events.append(await make.spend(app, spender, 1, recipient=FRIEND))
+            assert await paid(app, spender, events[-1])
+        assert (await rewrap)[1].startswith("vault keys: 2 re-wrapped, 0 already under 2026-12, 0 ")
+        async with paying(database, server, net, NEW) as app:
+            after = await make.spend(app, spender, 1, recipient=FRIEND)
+            assert await paid(app, spender, after)
+            assert await make.verify(app, spender) is None
+
+    assert before[1] == (
+        "2026-12 (current): vault keys 0, webhook secrets 0\n"
+        "test (old): vault keys 2, webhook secrets 0\n"
+    )
+    assert len(events) > 2
+    keys = await vault_seals(db.pool)
+    assert {key.vault_id for key in keys} == {spender.vault_id, FEE_PAYER}
+    assert opens(Sealer(NEW), keys)
+
+
+async def test_payments_wait_for_a_wrapping_key_that_was_taken_away_too_early(
+    database: str, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log names the key; once all is re-wrapped the same server pays, each payment once."""
+    async with localnet.running(None, slot_ms=20, finalized_slots=4) as net:
+        async with paying(database, server, net, OLD) as app:
+            spender = await spender_on_chain(app, net)
+        async with paying(database, server, net, NEW) as app:
+            event = await make.spend(app, spender, 10, recipient=FRIEND)
+            while f"payment {event.id} waits" not in caplog.text:  # noqa: ASYNC110 - a log
+                await asyncio.sleep(0.02)
+            waiting = await status_of(app, spender, event), await make.vault(app, spender)
+            code, _, _ = await pilot_keys("rewrap", database, server, OLD)
+            assert await paid(app, spender, event)
+            vault = await make.vault(app, spender)
+            found = await app.vaults.reconcile(spender.owner, spender.vault_id)
+
+    assert "the wrapping key 'test' is not configured" in caplog.text
+    assert (waiting[0], waiting[1].chain_balance) == (EventStatus.PENDING, 990)
+    assert code == 0
+    assert (vault.chain_balance, found.found_amount, found.drift) == (990, 990, None)

@@ -35,9 +35,8 @@ def server(status: str, credentials: grpc.ServerCredentials | None = None) -> It
     running.stop(None).wait()
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """A certificate for a name that is not the address, signed by itself, and its key."""
+def self_signed(directory: Path) -> tuple[Path, Path]:
+    """Make a certificate for a name that is not the address, signed by itself, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "pilot")])
     names = [x509.DNSName("pilot.example.com")]
@@ -51,12 +50,17 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
         .sign(key, hashes.SHA256())
     )
     encoding = serialization.Encoding.PEM
-    files = (tmp_path / "cert.pem", tmp_path / "key.pem")
+    files = (directory / "cert.pem", directory / "key.pem")
     files[0].write_bytes(signed.public_bytes(encoding))
     files[1].write_bytes(
         key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return files
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    return self_signed(tmp_path)
 
 
 @pytest.mark.parametrize("status", ["SERVING", "NOT_SERVING"])

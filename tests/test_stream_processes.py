@@ -461,7 +461,9 @@ def restarts(two: Two, number: signal.Signals, times: int) -> Disturb:
     return disturb
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.full)]
+)
 async def test_servers_that_end_again_and_again_cost_no_subscriber_a_change(
     server: Server, shared_database: str, number: signal.Signals
 ) -> None:

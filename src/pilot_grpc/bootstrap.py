@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from pilot_grpc import errors
@@ -53,11 +54,12 @@ from pilot_grpc.services.trimming import TRIM_SECONDS, Trimming
 from pilot_grpc.services.turns import Turns
 from pilot_grpc.services.vaults import Vaults
 from pilot_grpc.services.webhooks import Sender, Webhooks, must_be_callable
-from pilot_grpc.settings import Settings, SolanaCluster
+from pilot_grpc.settings import Settings, SettingsError, SolanaCluster
 from pilot_grpc.solana import clusters
 from pilot_grpc.solana.answers import Commitment
 from pilot_grpc.solana.custody import Custody
 from pilot_grpc.solana.endpoint import EndpointSettings
+from pilot_grpc.solana.faults import ClusterMismatch
 from pilot_grpc.solana.payments import FeePolicy
 from pilot_grpc.solana.rpc import Rpc
 from pilot_grpc.solana.signing import Signer
@@ -212,7 +214,7 @@ def build(
             wire.webhook_body,
             worker,
         ),
-        budgets=Budgets(database, clock, homes, new_id),
+        budgets=Budgets(database, clock, homes, new_id, pays_on_chain=rpc is not None),
         ledger=Ledger(database, lanes, homes, declines, turns, streams),
         auditor=Auditor(database, turns),
         settlement=settlement,
@@ -292,7 +294,7 @@ async def running(
         streams=await open_database(url, pooler=pooler, size=STREAM_CONNECTIONS),
         chain=await open_database(url, pooler=pooler, size=CHAIN_CONNECTIONS),
     )
-    rpc = rpc_of(settings)
+    rpc = await _started(rpc_of(settings))
     fee_payer = None if rpc is None else await fee_payer_of(settings, databases.chain)
     app = build(settings, databases, clock, rpc=rpc, fee_payer=fee_payer)
     app.lanes.start()
@@ -306,9 +308,8 @@ async def running(
         ]
     if duties and app.trimming.is_wanted:
         tasks.append(asyncio.create_task(every(TRIM_SECONDS, app.trimming.trim)))
-    settlement = app.settlement if duties and settings.settlement_enabled else None
-    if settlement is not None:
-        tasks += await _start_settlement(settlement)
+    if app.settlement is not None and duties and settings.settlement_enabled:
+        tasks += await _start_settlement(app.settlement)
     delivers = duties and settings.webhooks_enabled
     if delivers:
         app.deliveries.start()
@@ -321,12 +322,10 @@ async def running(
         await app.outbound.close()
         for task in tasks:
             task.cancel()
-        if settlement is not None:
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await settlement.transfers.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if app.settlement is not None:
+            await _stop_settlement(app.settlement)
         await app.lanes.close()
-        if rpc is not None:
-            await rpc.close()
         if duties:
             with suppress(errors.DatabaseUnavailable, errors.Overloaded):
                 await app.credentials.write_uses()
@@ -334,26 +333,66 @@ async def running(
         await asyncio.gather(*(pool.close() for pool in pools))
 
 
+async def _started(rpc: Rpc | None) -> Rpc | None:
+    """Look at the first blocks of the nodes' chains. Nodes that are away are looked at later.
+
+    Raises SettingsError when all of them belong to another cluster.
+    """
+    if rpc is not None:
+        try:
+            await rpc.start()
+        except ClusterMismatch:
+            await rpc.close()
+            raise SettingsError(
+                "PILOT_SOLANA_RPC_URLS: none of the nodes belongs to PILOT_SOLANA_CLUSTER"
+            ) from None
+    return rpc
+
+
+async def _stop_settlement(settlement: Settlement) -> None:
+    """Let others go on with what is under way."""
+    await settlement.transfers.close()
+    await settlement.deposits.close()
+    await settlement.chain.rpc.close()
+
+
 async def _start_settlement(settlement: Settlement) -> list[asyncio.Task[None]]:
-    """Begin to work on the chain. Deposits come first: they are what payments are made of."""
+    """Begin to work on the chain, which may be away."""
     deposits, fee_payer = settlement.deposits, settlement.fee_payer
     await deposits.begin()
-    await fee_payer.check()
     settlement.transfers.start()
     return [
         asyncio.create_task(every(deposits.watch_seconds, deposits.watch)),
         asyncio.create_task(every(CLEAN_SECONDS, deposits.begin)),
         asyncio.create_task(every(ROUND_SECONDS, settlement.reconciler.round)),
-        asyncio.create_task(every(FEE_PAYER_SECONDS, fee_payer.check)),
+        asyncio.create_task(every(FEE_PAYER_SECONDS, fee_payer.check, first=0)),
     ]
 
 
 async def fee_payer_of(settings: Settings, database: Database) -> Signer:
-    """Return who pays the fees: a key of a backend, if one is configured, else a sealed one."""
+    """Return who pays the fees: a key of a backend, if one is configured, else a sealed one.
+
+    Raises SettingsError for a backend that cannot be used.
+    """
+    if settings.fee_payer_keychain_file is not None:
+        return await _keychain_signer(settings.fee_payer_keychain_file)
     if settings.wrapping_key is None:
         raise ValueError("a fee payer's key cannot be made without a wrapping key")
     sealer = Sealer(settings.wrapping_key, settings.old_wrapping_keys)
     return await sealed_fee_payer(database, Custody(sealer))
+
+
+async def _keychain_signer(path: Path) -> Signer:
+    try:
+        from pilot_grpc.solana import keychain  # noqa: PLC0415 - an extra, which need not be installed
+    except ImportError:
+        raise SettingsError(
+            "PILOT_FEE_PAYER_KEYCHAIN_FILE needs `pip install 'pilot-grpc[keychain]'`"
+        ) from None
+    try:
+        return await keychain.signer_of_file(path)
+    except keychain.BackendRefused as error:
+        raise SettingsError(f"PILOT_FEE_PAYER_KEYCHAIN_FILE: {error}") from None
 
 
 def build_server(settings: Settings, app: App) -> Server:

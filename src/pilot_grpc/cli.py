@@ -1,4 +1,4 @@
-"""The command line: `pilot serve`, `health`, `localnet`, `db ...` and `keys ...`.
+"""The command line: `pilot serve`, `health`, `demo`, `localnet`, `db ...` and `keys ...`.
 
 What only one command needs is imported by that command, so that the others start at once.
 """
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from pilot_grpc import (
     cli_db,
+    cli_demo,
     cli_keys,
     cli_localnet,
     database_url,
@@ -26,19 +27,24 @@ EXPECTED_ERRORS = (
     SettingsError,
     database_url.DatabaseUrlError,
     embedded.EmbeddedPostgresError,
+    development.EmbeddedChainError,
     migrations.MigrationError,
     cli_keys.KeysError,
 )
 
 NEXT_STEPS = """
 Pilot serves on {address}, with an embedded PostgreSQL in {data_dir}.
-
+{chain}
 In another terminal, sign in as the demo user (grpcurl: https://github.com/fullstorydev/grpcurl):
 
   grpcurl -plaintext -d '{{"email": "demo@pilot.app", "password": "password123"}}' \\
     {address} pilot.v1.AccountService/SignIn
 
 README.md begins with the same command and goes on until a spend is declined. Ctrl-C stops.
+"""
+CHAIN = """\
+Its own Solana chain answers at {url}; the USDC on it is worth nothing.
+`pilot demo`, in another terminal, shows what is done with it.
 """
 
 
@@ -69,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_db.add_commands(db.add_subparsers(required=True, metavar="COMMAND"))
     keys = commands.add_parser("keys", help="see the wrapping keys in use, and change the key")
     cli_keys.add_commands(keys.add_subparsers(required=True, metavar="COMMAND"))
+    cli_demo.add_command(commands)
     cli_localnet.add_command(commands)
     return parser
 
@@ -77,14 +84,14 @@ def _serve(settings: Settings, _: argparse.Namespace) -> int:
     import uvloop
 
     _leave_in_order_on_signals()
-    with development.provided(settings) as provided:
+    with development.provided(settings, chain=True) as provided:
         provided.sealing_key()
-        uvloop.run(_prepare_and_serve(provided, ours=settings.uses_embedded_database))
+        uvloop.run(_prepare_and_serve(provided, given=settings))
     return 0
 
 
 def _leave_in_order_on_signals() -> None:
-    """Turn signals into SystemExit, so that the embedded database stops with us.
+    """Turn signals into SystemExit, so that the embedded database and the chain stop with us.
 
     The server has handlers of its own, which drain, from when it serves.
     """
@@ -92,24 +99,29 @@ def _leave_in_order_on_signals() -> None:
         signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 
-async def _prepare_and_serve(settings: Settings, *, ours: bool) -> None:
+async def _prepare_and_serve(settings: Settings, *, given: Settings) -> None:
     """Serve on a schema that is up to date.
 
-    The embedded database is migrated, and seeded when it is empty; nobody else's is touched.
+    The embedded database is migrated, and seeded when it is empty; nobody else's is touched. What
+    was `given` says which it is.
     """
     from pilot_grpc.bootstrap import serve
 
-    if ours:
+    if given.uses_embedded_database:
         await migrations.migrate(settings.direct_url())
         await cli_db.seed_database(settings, only_if_empty=True)
     else:
         await cli_db.refuse_pending_migrations(settings)
-    await serve(settings, ready=lambda address: _announce(settings, address, ours=ours))
+    await serve(settings, ready=lambda address: _announce(settings, address, given=given))
 
 
-def _announce(settings: Settings, address: str, *, ours: bool) -> None:
-    if ours:
-        print(NEXT_STEPS.format(address=address, data_dir=settings.data_dir), flush=True)
+def _announce(settings: Settings, address: str, *, given: Settings) -> None:
+    """Say what to do next, to whom runs Pilot for the first time. Only our own URLs are shown."""
+    if not given.uses_embedded_database:
+        return
+    chain = CHAIN.format(url=settings.solana_rpc_urls[0]) if given.uses_embedded_chain else ""
+    steps = NEXT_STEPS.format(address=address, data_dir=settings.data_dir, chain=chain)
+    print(steps, flush=True)
 
 
 def _health(settings: Settings, parsed: argparse.Namespace) -> int:

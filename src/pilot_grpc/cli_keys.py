@@ -1,4 +1,4 @@
-"""`pilot keys ...`: status, rewrap."""
+"""`pilot keys ...`: status, rewrap, fee-payer."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pilot_grpc import cli_db, development, errors
 from pilot_grpc.settings import Settings
 
 if TYPE_CHECKING:
+    from pilot_grpc.db.connection import Database
     from pilot_grpc.db.keys import Count
     from pilot_grpc.services.keys import Keys, Tally
 
@@ -22,7 +24,7 @@ class KeysError(RuntimeError):
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `status` and `rewrap` to the parser of `pilot keys`."""
+    """Add `status`, `rewrap` and `fee-payer` to the parser of `pilot keys`."""
     status = commands.add_parser(
         "status", help="count the seals of each wrapping key; 1 if one of the keys is not here"
     )
@@ -31,6 +33,10 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "rewrap", help="wrap every data key with the current wrapping key; 1 if one does not open"
     )
     rewrap.set_defaults(command=_rewrap)
+    fee_payer = commands.add_parser(
+        "fee-payer", help="tell who pays the fees on Solana, and how many lamports it has"
+    )
+    fee_payer.set_defaults(command=_fee_payer)
 
 
 def _status(settings: Settings, _: argparse.Namespace) -> int:
@@ -83,18 +89,68 @@ async def _rewrapped(settings: Settings) -> list[Tally]:
         return await keys.rewrap()
 
 
+def _fee_payer(settings: Settings, _: argparse.Namespace) -> int:
+    """Print its address on a line of its own, and then what it has, if the chain says so."""
+    with development.provided(settings) as provided:
+        if provided.fee_payer_keychain_file is None:
+            provided.sealing_key()
+        urls = provided.solana_rpc_urls
+        if settings.uses_embedded_chain:
+            urls = _running_chain(settings)
+        asyncio.run(_tell_fee_payer(replace(provided, solana_rpc_urls=urls)))
+    return 0
+
+
+def _running_chain(settings: Settings) -> tuple[str, ...]:
+    """Find the embedded chain if somebody runs it: nobody else would, once this has ended."""
+    from pilot_grpc.solana import localnet
+
+    found = localnet.address(development.chain_home(settings))
+    return () if found is None else (found,)
+
+
+async def _tell_fee_payer(settings: Settings) -> None:
+    from pilot_grpc import bootstrap
+    from pilot_grpc.solana.answers import Commitment
+    from pilot_grpc.solana.faults import RpcError
+
+    async with _database(settings) as database:
+        address = (await bootstrap.fee_payer_of(settings, database)).address
+    print(address)
+    rpc = bootstrap.rpc_of(settings)
+    if rpc is None:
+        print("no chain answers, so nobody knows what it has", file=sys.stderr)
+        return
+    try:
+        lamports = (await rpc.balance(address, Commitment.CONFIRMED)).value
+    except RpcError as fault:
+        print(f"what it has is not known: {fault}", file=sys.stderr)
+    else:
+        print(f"{lamports} lamports")
+    finally:
+        await rpc.close()
+
+
 @asynccontextmanager
 async def _keys(settings: Settings) -> AsyncIterator[Keys]:
-    from pilot_grpc.db.connection import open_database
     from pilot_grpc.sealing import Sealer
     from pilot_grpc.services.keys import Keys
+
+    async with _database(settings) as database:
+        yield Keys(database, Sealer(settings.sealing_key(), settings.old_wrapping_keys))
+
+
+@asynccontextmanager
+async def _database(settings: Settings) -> AsyncIterator[Database]:
+    """Open the database, if it is up to date. Raises KeysError when it goes away."""
+    from pilot_grpc.db.connection import open_database
 
     await cli_db.refuse_pending_migrations(settings)
     database = await open_database(
         settings.database_url or settings.direct_url(), pooler=settings.database_pooler, size=1
     )
     try:
-        yield Keys(database, Sealer(settings.sealing_key(), settings.old_wrapping_keys))
+        yield database
     except errors.PilotError as error:
         raise KeysError(
             "the database went away, or has too much to do; nothing is lost: run this again"

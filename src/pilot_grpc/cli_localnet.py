@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pilot_grpc import development
 from pilot_grpc.settings import MAX_PORT, Settings, SettingsError, SolanaCluster
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _localnet(settings: Settings, parsed: argparse.Namespace) -> int:
 
     if settings.solana_cluster is SolanaCluster.MAINNET:
         raise SettingsError("`pilot localnet` is for development: not with mainnet")
-    home = parsed.data_dir or settings.data_dir / "localnet"
+    home = parsed.data_dir or development.chain_home(settings)
     try:
         uvloop.run(_serve(home, parsed))
     except LocalnetError as error:

@@ -117,7 +117,8 @@ class Settings:
     # its host contains "-pooler", as Neon's do.
     database_pooler: bool = False
     # PILOT_DATABASE_POOL_SIZE: the most connections that this process opens for requests. Each
-    # lane has up to three more, streams have five, and credentials and health four.
+    # lane has up to three more, streams have five, credentials and health four, and what works on
+    # Solana four.
     database_pool_size: int = 10
 
     # PILOT_LANES: how many batches of spends this process decides at the same time. One a core

@@ -104,6 +104,20 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "wrapped_data_key": b"d",
         "sealed_secret": b"s",
     },
+    "agent_recipients": {"agent_id": "g", "address": "a"},
+    "pending_transfers": {"event_id": "e", "vault_id": "v"},
+    "transfer_signatures": {
+        "signature": "s",
+        "event_id": "e",
+        "attempt": 1,
+        "transaction": b"t",
+        "blockhash": "b",
+        "last_valid_block_height": 1,
+        "slot": 1,
+    },
+    "recipient_accounts": {"address": "a", "event_id": "e"},
+    "vault_transactions": {"vault_id": "v", "signature": "s", "slot": 1, "delta": -5},
+    "vault_scans": {"vault_id": "v"},
 }
 
 
@@ -255,29 +269,37 @@ async def test_every_foreign_key_cascades_and_has_an_index(conn: Connection) -> 
         ("change_checkpoints", "vault_id"),
         ("webhooks", "agent_id"),
         ("webhook_secrets", "agent_id"),
+        ("agent_recipients", "agent_id"),
+        ("pending_transfers", "event_id"),
+        ("transfer_signatures", "event_id"),
+        ("vault_transactions", "vault_id"),
+        ("vault_scans", "vault_id"),
     }
 
 
+OF_AN_EVENT: Final = {"events", "pending_transfers", "transfer_signatures"}
+OF_AN_AGENT: Final = {
+    *("agents", "agent_budget_rules", "agent_recipients", "webhooks", "webhook_secrets"),
+    *OF_AN_EVENT,
+}
+OF_A_VAULT: Final = {
+    *("vaults", "event_changes", "event_requests", "change_checkpoints"),
+    *("vault_transactions", "vault_scans", *OF_AN_EVENT),
+}
+OF_A_PROJECT: Final = {"projects", *OF_A_VAULT, *OF_AN_AGENT}
 CASCADES: Final = {
-    "users": {
-        *("users", "sessions", "api_keys", "requests", "projects", "vaults", "agents"),
-        *("agent_budget_rules", "events", "event_changes", "event_requests"),
-        *("change_checkpoints", "webhooks", "webhook_secrets"),
-    },
-    "projects": {
-        *("projects", "vaults", "agents", "agent_budget_rules", "events", "event_changes"),
-        *("event_requests", "change_checkpoints", "webhooks", "webhook_secrets"),
-    },
-    "vaults": {"vaults", "events", "event_changes", "event_requests", "change_checkpoints"},
-    "agents": {"agents", "agent_budget_rules", "events", "webhooks", "webhook_secrets"},
+    "users": {"users", "sessions", "api_keys", "requests", *OF_A_PROJECT},
+    "projects": OF_A_PROJECT,
+    "vaults": OF_A_VAULT,
+    "agents": OF_AN_AGENT,
     "sessions": {"sessions"},
-    "events": {"events"},
+    "events": OF_AN_EVENT,
 }
 
 
 @pytest.mark.parametrize("table", CASCADES)
 async def test_a_deleted_row_takes_all_that_hangs_on_it(conn: Connection, table: str) -> None:
-    """And nothing else: sealed keys and sign-in attempts always stay."""
+    """And nothing else: sealed keys, sign-in attempts and accounts that were paid for stay."""
     await insert_all(conn)
 
     await conn.execute(f"DELETE FROM {table}")  # noqa: S608
@@ -388,6 +410,8 @@ REFUSED: Final[list[tuple[str, str, dict[str, Any]]]] = [
     ("events_refund_names_its_spend", "events", {"refunded_event_id": "e"}),
     ("events_refund_names_its_spend", "events", FUNDING | {"kind": "refund"}),
     ("events_metadata_is_bounded", "events", {"metadata": "é" * 8_193}),
+    ("events_recipient_is_paid_on_chain", "events", {"recipient": "a"}),
+    ("events_recipient_is_paid_on_chain", "events", FUNDING | {"recipient": "a"}),
     ("events_revision_is_positive", "events", {"revision": 0}),
     ("events_pkey", "events", {}),
     ("events_vault_id_fkey", "events", {"id": "e2", "vault_id": "?"}),
@@ -403,6 +427,13 @@ REFUSED: Final[list[tuple[str, str, dict[str, Any]]]] = [
     ("event_changes_chain_balance_is_not_negative", "event_changes", {"chain_balance_after": -1}),
     ("event_changes_held_is_not_negative", "event_changes", {"held_after": -1}),
     ("event_changes_status_is_known", "event_changes", {"status": "unknown"}),
+    ("event_changes_is_of_one_thing", "event_changes", {"drift": "{}"}),
+    ("event_changes_is_of_one_thing", "event_changes", {"event_id": None}),
+    (
+        "event_changes_drift_is_bounded",
+        "event_changes",
+        {"event_id": None, "drift": "é" * 32_768 + "d"},
+    ),
     ("event_changes_pkey", "event_changes", {}),
     ("event_changes_vault_id_fkey", "event_changes", {"vault_id": "?"}),
     ("event_requests_pkey", "event_requests", {}),
@@ -421,6 +452,26 @@ REFUSED: Final[list[tuple[str, str, dict[str, Any]]]] = [
     ("webhook_secrets_pkey", "webhook_secrets", {"expires_at": NOW}),
     ("webhook_secrets_current_key", "webhook_secrets", {"id": "x"}),
     ("webhook_secrets_agent_id_fkey", "webhook_secrets", {"agent_id": "?"}),
+    ("agent_recipients_pkey", "agent_recipients", {"label": "another"}),
+    ("agent_recipients_agent_id_fkey", "agent_recipients", {"agent_id": "?"}),
+    ("pending_transfers_pkey", "pending_transfers", {"attempt": 2}),
+    ("pending_transfers_attempt_is_positive", "pending_transfers", {"attempt": 0}),
+    ("pending_transfers_event_id_fkey", "pending_transfers", {"event_id": "?"}),
+    ("transfer_signatures_pkey", "transfer_signatures", {"attempt": 2}),
+    ("transfer_signatures_event_id_attempt_key", "transfer_signatures", {"signature": "s2"}),
+    (
+        "transfer_signatures_event_id_fkey",
+        "transfer_signatures",
+        {"signature": "s2", "event_id": "?"},
+    ),
+    ("recipient_accounts_pkey", "recipient_accounts", {"event_id": "another"}),
+    ("vault_transactions_pkey", "vault_transactions", {"delta": 5}),
+    ("vault_transactions_slot_is_not_negative", "vault_transactions", {"slot": -1}),
+    ("vault_transactions_vault_id_fkey", "vault_transactions", {"vault_id": "?"}),
+    ("vault_scans_pkey", "vault_scans", {}),
+    ("vault_scans_scanned_slot_is_not_negative", "vault_scans", {"scanned_slot": -1}),
+    ("vault_scans_vault_id_fkey", "vault_scans", {"vault_id": "?"}),
+    ("vault_scans_acknowledged_as_a_whole", "vault_scans", {"acknowledged_slot": 1}),
 ]
 
 
@@ -493,5 +544,19 @@ async def test_a_capture_may_be_all_of_a_hold_and_an_amount_all_that_is_allowed(
     await insert(conn, "events", id="e2", status="confirmed", amount=-5)
     await insert(conn, "events", id="e3", amount=-(10**15), authorized_amount=10**15)
     await insert(conn, "events", id="e4", metadata="é" * 8_192)
+    await insert(conn, "event_changes", revision=2, event_id=None, drift="é" * 32_768)
 
     assert await conn.fetchval("SELECT count(*) FROM events") == 4
+    assert await conn.fetchval("SELECT count(*) FROM event_changes") == 2
+
+
+@pytest.mark.parametrize("kind", ["transfer", "withdrawal", "settlement"])
+async def test_what_pays_a_wallet_names_it(conn: Connection, kind: str) -> None:
+    """Each kind that leaves the vault on chain; acknowledged drifts name none."""
+    await insert_all(conn)
+    no_hold = {"authorized_amount": None, "expires_at": None}
+
+    await insert(conn, "events", id="e2", kind=kind, recipient="a", **no_hold)
+    await insert(conn, "events", id="e3", kind=kind, **no_hold)
+
+    assert await conn.fetchval("SELECT count(*) FROM events WHERE kind = $1", kind) == 2

@@ -15,10 +15,12 @@ from pilot_grpc.db import (
     agents,
     budgets,
     connection,
+    deposits,
     ledger,
     projects,
     recount,
     stream,
+    transfers,
     trimming,
     vaults,
 )
@@ -30,7 +32,8 @@ DAY: Final = timedelta(days=1)
 HASH: Final = f"{7:064}"
 
 # Two thousand vaults with two agents each, and forty thousand events, half of them in one vault.
-# Of a hundred events four are open holds, one is a refund, and one has a signature.
+# Of a hundred events four are open holds, one is a refund, and one has a signature. Ten thousand
+# payments were made, a thousand are on their way, and forty thousand transactions were looked at.
 FILL: Final = """
 INSERT INTO users (id, email, password_hash, name)
 SELECT 'u' || n, 'u' || n, '', '' FROM generate_series(1, 2000) AS n;
@@ -80,6 +83,33 @@ INSERT INTO change_checkpoints (
     vault_id, revision, balance, chain_balance, held, digest, changed_at
 )
 SELECT id, 1, 0, 0, 0, '', created_at FROM vaults;
+INSERT INTO agent_recipients (agent_id, address)
+SELECT 'g' || g, 'w' || w
+  FROM generate_series(1, 1000) AS g, generate_series(1, 20) AS w;
+INSERT INTO events (
+    id, type, kind, amount, status, vault_id, agent_id, recipient, created_at, updated_at, revision
+)
+SELECT 't' || n, 'spend', 'transfer', -1,
+       CASE WHEN n <= 1000 THEN 'pending' ELSE 'confirmed' END,
+       'v' || v, 'g' || 2 * v, 'w' || n, timestamptz '2028-01-29' - n * interval '1 minute',
+       timestamptz '2028-02-29', 40000 + n
+  FROM generate_series(1, 10000) AS n,
+       LATERAL (SELECT n % 2000 + 1 AS v) AS spread;
+INSERT INTO pending_transfers (event_id, vault_id, signature)
+SELECT id, vault_id, 'x' || id FROM events WHERE kind = 'transfer' AND status = 'pending';
+INSERT INTO transfer_signatures (
+    signature, event_id, attempt, transaction, blockhash, last_valid_block_height, slot
+)
+SELECT 'x' || id, id, 1, '', '', 1, 1 FROM events WHERE kind = 'transfer';
+INSERT INTO recipient_accounts (address, event_id, created_at)
+SELECT 'w' || n, 't' || n, now() - n * interval '1 hour' FROM generate_series(1, 10000) AS n;
+INSERT INTO vault_transactions (vault_id, signature, slot, delta, event_id)
+SELECT 'v' || v, 'y' || n, n, -1, CASE WHEN n % 100 > 0 THEN 'e' || n END
+  FROM generate_series(1, 40000) AS n,
+       LATERAL (SELECT CASE WHEN n % 2 = 0 THEN 1 ELSE n % 2000 + 1 END AS v) AS spread;
+INSERT INTO vault_scans (vault_id, next_watch_at, next_reconcile_at)
+SELECT 'v' || n, now() - n * interval '1 second', now() - n * interval '1 minute'
+  FROM generate_series(1, 2000) AS n;
 ANALYZE;
 """
 
@@ -101,7 +131,7 @@ def full(server: Server, template: str) -> Iterator[str]:
         runner.run(creation.__aexit__(None, None, None))
 
 
-ONE: Final = (["v1"], [0], [0], [0], [1], [b""], [NOW])
+ONE: Final = (["v1"], [0], [0], [0], [1], [b""], [NOW], [None])
 # As many as a stream of all of a user's vaults can have behind it.
 VAULTS: Final = [f"v{n}" for n in range(1, 101)]
 NO_FILTER: Final = (None, None, None, None, None)
@@ -195,6 +225,7 @@ HOT: Final[dict[str, tuple[str, tuple[Any, ...], set[str]]]] = {
     ),
     "verify changes": (recount.SELECT_CHANGES_AFTER, ("v1", 100, 50), {"event_changes_pkey"}),
     "find changes": (recount.SELECT_CHANGES_AT, ("v1", [2, 4]), {"event_changes_pkey"}),
+    "find the last drift": (recount.SELECT_LAST_DRIFT, ("v1",), {"event_changes_drift_idx"}),
     "verify events": (
         recount.SELECT_EVENTS_AFTER,
         ("v1", NOW - 9 * DAY, "e9", 50),
@@ -258,6 +289,98 @@ HOT: Final[dict[str, tuple[str, tuple[Any, ...], set[str]]]] = {
         (HASH,),
         {"agents_api_key_hash_key", "projects_pkey", "vaults_project_id_key"},
     ),
+    "who may be paid": (
+        agents.SELECT_LISTED,
+        (["g2", "g7"], ["w2", "stranger"]),
+        {"agent_recipients_pkey"},
+    ),
+    "list recipients": (agents.SELECT_RECIPIENTS, ("g2", "w3", 51), {"agent_recipients_pkey"}),
+    "which recipients are vaults": (
+        vaults.SELECT_VAULT_IDS,
+        (["a7", "stranger"],),
+        {"vaults_address_key"},
+    ),
+    "go on with payments": (
+        transfers.SELECT_TRANSFERS,
+        (["t1", "t2"], "worker"),
+        {
+            *("pending_transfers_pkey", "events_pkey", "vaults_pkey"),
+            *("transfer_signatures_pkey", "agent_recipients_pkey"),
+        },
+    ),
+    "keep payments": (
+        transfers.RENEW,
+        (["t1", "t2"], "worker", DAY),
+        {"pending_transfers_pkey"},
+    ),
+    "put a payment off": (transfers.POSTPONE, ("t1", "worker", DAY), {"pending_transfers_pkey"}),
+    "keep payments from being signed": (
+        transfers.LOCK_SIGNATURES,
+        (["t1", "t2"],),
+        {"pending_transfers_pkey"},
+    ),
+    "sign a payment": (
+        transfers.INSERT_SIGNATURE,
+        ("t1", 1, "z", b"", "", 1, 1),
+        {"pending_transfers_pkey", "vaults_pkey"},
+    ),
+    "sign anew": (
+        transfers.BEGIN_NEXT_ATTEMPT,
+        ("t1", "xt1"),
+        {"pending_transfers_pkey"},
+    ),
+    "forget payments": (transfers.DELETE_PENDING, (["t1"],), {"pending_transfers_pkey"}),
+    "whose payments these are": (
+        transfers.SELECT_SIGNED,
+        (["xt1", "xt5000", "stranger"],),
+        {"transfer_signatures_pkey", "events_pkey"},
+    ),
+    "make an account": (
+        transfers.INSERT_ACCOUNT,
+        ("new", "t1", 100),
+        {"recipient_accounts_created_at_idx"},
+    ),
+    # More turns than these of two thousand vaults are had sooner by reading all of them.
+    "take turns to look": (
+        deposits.TAKE_WATCHES,
+        (DAY, 5),
+        {"vault_scans_next_watch_at_idx", "vault_scans_pkey", "vaults_pkey"},
+    ),
+    "take turns to reconcile": (
+        deposits.TAKE_RECONCILIATIONS,
+        (DAY, 5),
+        {"vault_scans_next_reconcile_at_idx", "vault_scans_pkey", "vaults_pkey"},
+    ),
+    "how far a history was read": (
+        deposits.SELECT_WATCH,
+        ("v7",),
+        {"vault_scans_pkey", "vaults_pkey"},
+    ),
+    "note how far it was read": (
+        deposits.UPDATE_SCAN,
+        ("v7", 1, 1, DAY),
+        {"vault_scans_pkey"},
+    ),
+    "what was looked at": (
+        deposits.SELECT_KNOWN,
+        ("v1", [f"y{n}" for n in range(0, 2_000, 2)]),
+        {"vault_transactions_pkey"},
+    ),
+    "what must be on chain": (
+        deposits.SELECT_EXPECTED,
+        ("v1", 39_900),
+        {"vaults_pkey", "events_pending_idx", "vault_transactions_vault_id_slot_idx"},
+    ),
+    "what somebody took": (
+        deposits.SELECT_OUTFLOWS,
+        ("v1", 39_900, 100),
+        {"vault_transactions_foreign_idx"},
+    ),
+    "which deposits are pending": (
+        deposits.SELECT_PENDING_DEPOSITS,
+        ("v7",),
+        {"events_pending_idx"},
+    ),
 }
 
 
@@ -267,22 +390,38 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(below)
 
 
-@pytest.mark.parametrize("hot", HOT)
-async def test_a_hot_statement_is_answered_by_its_indexes(
-    full: str, server: Server, hot: str
-) -> None:
-    """No table is read whole, in the transaction that it runs in."""
-    statement, arguments, indexes = HOT[hot]
-    conn = await asyncpg.connect(**connect_arguments(full, pooler=server.pooler))
+async def planned(
+    url: str, server: Server, statement: str, *arguments: Any
+) -> list[dict[str, Any]]:
+    """The nodes of a statement's plan, made as in the transactions that it runs in."""
+    conn = await asyncpg.connect(**connect_arguments(url, pooler=server.pooler))
     try:
         await conn.execute(connection.BEGIN)
         explained = await conn.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *arguments)
         await conn.execute("ROLLBACK")
     finally:
         await conn.close()
-
     ((plan,),) = ([each["Plan"] for each in json.loads(explained)],)
-    used = {node["Index Name"] for node in nodes(plan) if "Index Name" in node}
-    read_whole = {n["Relation Name"] for n in nodes(plan) if n["Node Type"] == "Seq Scan"}
+    return list(nodes(plan))
+
+
+@pytest.mark.parametrize("hot", HOT)
+async def test_a_hot_statement_is_answered_by_its_indexes(
+    full: str, server: Server, hot: str
+) -> None:
+    """No table is read whole, in the transaction that it runs in."""
+    statement, arguments, indexes = HOT[hot]
+
+    plan = await planned(full, server, statement, *arguments)
+
+    used = {node["Index Name"] for node in plan if "Index Name" in node}
+    read_whole = {n["Relation Name"] for n in plan if n["Node Type"] == "Seq Scan"}
     assert read_whole == set()
     assert used == indexes
+
+
+async def test_a_claim_reads_what_is_on_its_way_and_nothing_else(full: str, server: Server) -> None:
+    """That table is read whole, because it is small and changes all the time."""
+    plan = await planned(full, server, transfers.CLAIM, "worker", DAY, 100)
+
+    assert {n["Relation Name"] for n in plan if "Relation Name" in n} == {"pending_transfers"}

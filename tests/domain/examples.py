@@ -16,7 +16,7 @@ from pilot_grpc.domain.ledger import (
     Spender,
 )
 from pilot_grpc.domain.projects import ProjectStatus
-from pilot_grpc.domain.vaults import Vault
+from pilot_grpc.domain.vaults import Drift, Outflow, Vault
 
 NOON: Final = datetime(2028, 2, 29, 12, tzinfo=UTC)
 
@@ -89,3 +89,9 @@ def a_vault(**changes: object) -> Vault:
     """A vault that holds 1000 and has no history."""
     vault = Vault(VaultId("v"), ProjectId("p"), "address", 1_000, 0, 0, 0, b"", NOON, NOON)
     return replace(vault, **changes)  # type: ignore[arg-type]
+
+
+def a_drift(**changes: object) -> Drift:
+    """Five units that somebody took on chain."""
+    drift = Drift("d", -5, 9, 990, 995, (Outflow("theft", 5, 8),), NOON)
+    return drift._replace(**changes)  # type: ignore[arg-type]

@@ -1,6 +1,5 @@
 """The book: commands folded over locked rows, numbered, and refused without a trace."""
 
-import copy
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,98 +12,44 @@ from hypothesis import strategies as st
 
 from pilot_grpc import errors
 from pilot_grpc.domain.agents import AgentStatus
-from pilot_grpc.domain.book import Book
 from pilot_grpc.domain.ids import AgentId, EventId, VaultId
 from pilot_grpc.domain.ledger import (
-    AuthorizeSpend,
-    CaptureSpend,
     Command,
-    ConfirmFunding,
     Event,
     EventKind,
     EventStatus,
     EventType,
-    FailFunding,
     FailureReason,
-    RecordFunding,
-    Refund,
-    ReleaseSpend,
-    Spend,
     encode_decline,
 )
-from pilot_grpc.domain.requests import Request
 from pilot_grpc.domain.vaults import BALANCE_MAX
 from tests import model
+from tests.domain.books import (
+    AGENT,
+    STRANGER,
+    VAULT,
+    a_book,
+    a_book_on_chain,
+    asked,
+    capture,
+    confirm,
+    everything,
+    fail,
+    fund,
+    hold,
+    pay,
+    refund,
+    release,
+    spend,
+)
 from tests.domain.examples import NOON, a_rule, a_spender, a_vault, an_event
 
-VAULT: Final = VaultId("v")
-AGENT: Final = AgentId("a")
-STRANGER: Final = AgentId("s")
-
 NO_EVENT: Final = an_event(id=EventId("nowhere"))
-
-_requests = itertools.count(1)
-
-
-def a_book(**changes: Any) -> Book:
-    """A vault of 1000 and an agent that may spend 10 at a time and 100 a day."""
-    numbers = itertools.count(1)
-    book = Book(
-        clock=NOON,
-        vaults={VAULT: a_vault()},
-        spenders={AGENT: a_spender(a_rule())},
-        new_event_id=lambda: EventId(f"e{next(numbers):09}"),
-        open_holds_max=3,
-    )
-    return replace(book, **changes)
-
-
-def asked(rpc: str = "Spend", scope: str = AGENT) -> Request:
-    return Request(scope, f"r{next(_requests)}", rpc, "")
-
-
-def spend(amount: int, agent_id: AgentId = AGENT, **fields: Any) -> Spend:
-    return replace(Spend(asked("Spend", agent_id), VAULT, agent_id, amount), **fields)
-
-
-def hold(amount: int, **fields: Any) -> AuthorizeSpend:
-    return AuthorizeSpend(asked("AuthorizeSpend"), VAULT, AGENT, amount, **fields)
-
-
-def capture(event: Event, amount: int) -> CaptureSpend:
-    return CaptureSpend(asked("CaptureSpend"), VAULT, event.id, amount)
-
-
-def release(event: Event) -> ReleaseSpend:
-    return ReleaseSpend(asked("ReleaseSpend"), VAULT, event.id)
-
-
-def refund(event: Event, amount: int) -> Refund:
-    return Refund(asked("Refund", VAULT), VAULT, event.id, amount)
-
-
-def fund(amount: int, **fields: Any) -> RecordFunding:
-    return RecordFunding(asked("RecordFunding", VAULT), VAULT, amount, **fields)
-
-
-def confirm(event: Event) -> ConfirmFunding:
-    return ConfirmFunding(asked("ConfirmFunding", VAULT), VAULT, event.id)
-
-
-def fail(event: Event) -> FailFunding:
-    return FailFunding(asked("FailFunding", VAULT), VAULT, event.id)
 
 
 def spent_before(held: Event) -> Event:
     """The event that was made before another; the ids count up."""
     return held._replace(id=EventId(f"e{int(held.id[1:]) - 1:09}"))
-
-
-def everything(book: Book) -> Any:
-    """All that a refused command must leave as it was."""
-    parts = ("vaults", "events", "refunded", "answers", "created", "changed", "changes")
-    open_holds = [spender.open_holds for spender in book.spenders.values()]
-    return copy.deepcopy(([getattr(book, part) for part in parts], book.new_answers, open_holds))
 
 
 def test_a_change_is_numbered_and_leaves_the_figures() -> None:
@@ -254,6 +199,20 @@ def test_one_reused_id_refuses_a_batch_whole() -> None:
         book.answer_all([spend(1), other])
 
     assert everything(book) == before
+
+
+def test_one_recipient_without_a_chain_refuses_a_batch_whole() -> None:
+    """The spend before it is not decided either; an answer from better times is given again."""
+    book, answered = a_book_on_chain(), pay(1)
+    paid = book.answer(answered)
+    book.pays_on_chain = False
+    before = everything(book)
+
+    with pytest.raises(errors.RecipientUnsupported):
+        book.answer_all([spend(1), pay(1)])
+
+    assert everything(book) == before
+    assert book.answer_all([answered, spend(2)])[0] == paid
 
 
 def test_a_batch_is_decided_in_order() -> None:

@@ -1,7 +1,7 @@
 """The rule that decides a spend, what an event moves, and the check value of a change."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
@@ -18,6 +18,7 @@ from pilot_grpc.domain.ledger import (
     EventType,
     FailureReason,
     Figures,
+    Payment,
     Spender,
     check_rules,
     counted_of,
@@ -31,7 +32,11 @@ from pilot_grpc.domain.ledger import (
 from pilot_grpc.domain.projects import ProjectStatus
 from tests.domain.examples import NOON, a_change, a_rule, a_spender, an_event
 
-DECLINES: Final = list(FailureReason)[:8]
+DECLINES: Final = list(FailureReason)[:10]
+
+# A payment on chain that nothing speaks against, and one that everything does.
+FINE: Final = Payment(is_stopped=False, is_listed=True, chain_balance=10**15)
+REFUSED: Final = Payment(is_stopped=True, is_listed=False, chain_balance=0)
 
 
 @pytest.mark.parametrize("status", [ProjectStatus.PAUSED, ProjectStatus.ARCHIVED])
@@ -43,20 +48,20 @@ def test_a_project_that_is_not_active_declines_first(status: ProjectStatus) -> N
 
 
 @pytest.mark.parametrize("status", list(AgentStatus))
-def test_a_missing_rule_declines_second(status: AgentStatus) -> None:
+def test_a_missing_rule_declines_before_a_status(status: AgentStatus) -> None:
     """Whether the agent is active or not, and whatever the vault holds."""
     assert decline_reason(a_spender(None, status=status), 0, 1) is FailureReason.NO_BUDGET_RULE
 
 
 @pytest.mark.parametrize("status", [s for s in AgentStatus if s is not AgentStatus.ACTIVE])
-def test_an_agent_that_is_not_active_declines_third(status: AgentStatus) -> None:
+def test_an_agent_that_is_not_active_declines_before_its_limits(status: AgentStatus) -> None:
     """Its limits, all of them exceeded, are not asked."""
     rule = a_rule(daily_spent=100, monthly_spent=1_000)
 
     assert decline_reason(a_spender(rule, status=status), 0, 11) is FailureReason.AGENT_NOT_ACTIVE
 
 
-def test_the_limit_of_one_spend_declines_fourth() -> None:
+def test_the_limit_of_one_spend_declines_before_the_windows() -> None:
     """Eleven do not pass a limit of ten, though the day and the month are used up, too."""
     rule = a_rule(daily_spent=100, monthly_spent=1_000)
 
@@ -64,7 +69,7 @@ def test_the_limit_of_one_spend_declines_fourth() -> None:
     assert decline_reason(a_spender(rule), 0, 10) is not FailureReason.PER_TX_LIMIT
 
 
-def test_the_day_declines_fifth() -> None:
+def test_the_day_declines_before_the_month() -> None:
     """What is left of it passes to the unit, and one more does not."""
     rule = a_rule(daily_spent=95, monthly_spent=1_000)
 
@@ -72,7 +77,7 @@ def test_the_day_declines_fifth() -> None:
     assert decline_reason(a_spender(rule), 0, 5) is FailureReason.MONTHLY_LIMIT
 
 
-def test_the_month_declines_sixth() -> None:
+def test_the_month_declines_before_the_balance() -> None:
     """What is left of it passes to the unit, and one more does not."""
     rule = a_rule(monthly_spent=995)
 
@@ -80,10 +85,80 @@ def test_the_month_declines_sixth() -> None:
     assert decline_reason(a_spender(rule), 0, 5) is FailureReason.INSUFFICIENT_BALANCE
 
 
-def test_the_balance_declines_last() -> None:
+def test_the_balance_declines_a_spend_last() -> None:
     """All of it may be spent, and not a unit more."""
     assert decline_reason(a_spender(a_rule()), 4, 5) is FailureReason.INSUFFICIENT_BALANCE
     assert decline_reason(a_spender(a_rule()), 5, 5) is None
+
+
+PASSING: Final[dict[FailureReason, dict[str, Any]]] = {
+    FailureReason.PROJECT_NOT_ACTIVE: {"project_status": ProjectStatus.ACTIVE},
+    FailureReason.VAULT_STOPPED: {"is_stopped": False},
+    FailureReason.NO_BUDGET_RULE: {"rule": a_rule(daily_spent=100, monthly_spent=1_000)},
+    FailureReason.AGENT_NOT_ACTIVE: {"status": AgentStatus.ACTIVE},
+    FailureReason.RECIPIENT_NOT_ALLOWED: {"is_listed": True},
+    FailureReason.PER_TX_LIMIT: {
+        "rule": a_rule(per_tx_limit=11, daily_spent=100, monthly_spent=1_000)
+    },
+    FailureReason.DAILY_LIMIT: {"rule": a_rule(per_tx_limit=11, monthly_spent=1_000)},
+    FailureReason.MONTHLY_LIMIT: {"rule": a_rule(per_tx_limit=11)},
+    FailureReason.INSUFFICIENT_BALANCE: {"balance": 11},
+    FailureReason.INSUFFICIENT_CHAIN_BALANCE: {"chain_balance": 11},
+}
+
+
+@pytest.mark.parametrize("reason", DECLINES)
+def test_a_payment_on_chain_is_declined_for_the_first_reason_that_applies(
+    reason: FailureReason,
+) -> None:
+    """Everything speaks against it, but for the reasons that come before that one."""
+    asked: dict[str, Any] = {
+        "rule": None,
+        "project_status": ProjectStatus.PAUSED,
+        "status": AgentStatus.PAUSED,
+        "balance": 0,
+        **REFUSED._asdict(),
+    }
+    for earlier in DECLINES[: DECLINES.index(reason)]:
+        asked |= PASSING[earlier]
+    payment = Payment(*(asked.pop(field) for field in Payment._fields))
+    balance = asked.pop("balance")
+
+    assert decline_reason(a_spender(**asked), balance, 11, payment) is reason
+
+
+def test_a_payment_that_nothing_speaks_against_is_approved() -> None:
+    """All of both figures may be paid, and not a unit more of either."""
+    spender, fitting = a_spender(a_rule()), FINE._replace(chain_balance=5)
+
+    assert decline_reason(spender, 5, 5, fitting) is None
+    assert decline_reason(spender, 4, 5, fitting) is FailureReason.INSUFFICIENT_BALANCE
+    short = FINE._replace(chain_balance=4)
+    assert decline_reason(spender, 5, 5, short) is FailureReason.INSUFFICIENT_CHAIN_BALANCE
+
+
+def test_a_rule_may_let_an_agent_pay_anybody() -> None:
+    """Then its list is not asked; without, only those on the list are paid."""
+    stranger = FINE._replace(is_listed=False)
+    anybody = a_spender(a_rule(any_recipient=True))
+
+    assert decline_reason(anybody, 5, 5, stranger) is None
+    assert decline_reason(a_spender(a_rule()), 5, 5, FINE) is None
+    declined = decline_reason(a_spender(a_rule()), 5, 5, stranger)
+    assert declined is FailureReason.RECIPIENT_NOT_ALLOWED
+
+
+def test_metered_use_asks_nothing_about_the_chain() -> None:
+    """It goes on while the vault is stopped, and says nothing of recipients."""
+    spender = a_spender(a_rule())
+    of_the_chain = {
+        *(FailureReason.VAULT_STOPPED, FailureReason.RECIPIENT_NOT_ALLOWED),
+        FailureReason.INSUFFICIENT_CHAIN_BALANCE,
+    }
+
+    assert decline_reason(spender, 5, 5) is None
+    reasons = {check.figures.reason for check in check_rules(spender, 5, 0, 5)}
+    assert reasons == {*DECLINES} - of_the_chain
 
 
 def test_a_month_without_a_limit_declines_nothing() -> None:
@@ -109,10 +184,12 @@ def test_the_order_of_the_reasons_is_the_order_of_the_decision() -> None:
         FailureReason.VAULT_STOPPED,
         FailureReason.NO_BUDGET_RULE,
         FailureReason.AGENT_NOT_ACTIVE,
+        FailureReason.RECIPIENT_NOT_ALLOWED,
         FailureReason.PER_TX_LIMIT,
         FailureReason.DAILY_LIMIT,
         FailureReason.MONTHLY_LIMIT,
         FailureReason.INSUFFICIENT_BALANCE,
+        FailureReason.INSUFFICIENT_CHAIN_BALANCE,
     ]
 
 
@@ -121,7 +198,9 @@ def test_each_decline_shows_the_figures_behind_it() -> None:
     rule = a_rule(daily_spent=30, daily_held=20, monthly_spent=70, monthly_held=40)
     spender = a_spender(rule)
 
-    figures = {reason: figures_behind(reason, spender, 7, 3)[1:] for reason in DECLINES}
+    payment = FINE._replace(chain_balance=4)
+
+    figures = {reason: figures_behind(reason, spender, 7, 3, payment)[1:] for reason in DECLINES}
 
     nothing = (None, None, None, None, None)
     assert figures == {
@@ -129,10 +208,12 @@ def test_each_decline_shows_the_figures_behind_it() -> None:
         FailureReason.VAULT_STOPPED: nothing,
         FailureReason.NO_BUDGET_RULE: nothing,
         FailureReason.AGENT_NOT_ACTIVE: nothing,
+        FailureReason.RECIPIENT_NOT_ALLOWED: nothing,
         FailureReason.PER_TX_LIMIT: (10, None, None, 10, None),
         FailureReason.DAILY_LIMIT: (100, 30, 20, 70, datetime(2028, 3, 1, tzinfo=UTC)),
         FailureReason.MONTHLY_LIMIT: (1_000, 70, 40, 930, datetime(2028, 3, 1, tzinfo=UTC)),
         FailureReason.INSUFFICIENT_BALANCE: (None, None, 3, 7, None),
+        FailureReason.INSUFFICIENT_CHAIN_BALANCE: (None, None, None, 4, None),
     }
 
 
@@ -145,7 +226,9 @@ rules = st.builds(
     monthly_limit=st.none() | amounts,
     daily_spent=counters,
     monthly_spent=counters,
+    any_recipient=st.booleans(),
 )
+payments = st.none() | st.builds(Payment, st.booleans(), st.booleans(), counters)
 spenders = st.builds(
     a_spender,
     st.none() | rules,
@@ -154,38 +237,39 @@ spenders = st.builds(
 )
 
 
-@given(spenders, counters, amounts)
+@given(spenders, counters, amounts, payments)
 def test_the_first_rule_that_fails_is_the_decision(
-    spender: Spender, balance: int, amount: int
+    spender: Spender, balance: int, amount: int, payment: Payment | None
 ) -> None:
     """CheckSpend explains what Spend decides: same reason, same figures, same order."""
-    checks = check_rules(spender, balance, 0, amount)
+    checks = check_rules(spender, balance, 0, amount, payment)
 
     failed = [check.figures.reason for check in checks if not check.passed]
     reasons = [check.figures.reason for check in checks]
-    assert next(iter(failed), None) is decline_reason(spender, balance, amount)
+    assert next(iter(failed), None) is decline_reason(spender, balance, amount, payment)
     assert reasons == sorted(reasons, key=DECLINES.index)
     assert all(
-        check.figures == figures_behind(r, spender, balance, 0)
+        check.figures == figures_behind(r, spender, balance, 0, payment)
         for r, check in zip(reasons, checks, strict=True)
     )
 
 
-@given(spenders, counters, amounts)
+@given(spenders, counters, amounts, payments)
 def test_what_remains_passes_and_one_more_does_not(
-    spender: Spender, balance: int, amount: int
+    spender: Spender, balance: int, amount: int, payment: Payment | None
 ) -> None:
     """`remaining` of a decline is exactly the most that this rule would have let pass."""
-    reason = decline_reason(spender, balance, amount)
+    reason = decline_reason(spender, balance, amount, payment)
     if reason is None:
         return
-    remaining = figures_behind(reason, spender, balance, 0).remaining
+    remaining = figures_behind(reason, spender, balance, 0, payment).remaining
     if remaining is None:
         return
 
     assert remaining < amount
-    assert decline_reason(spender, balance, remaining + 1) in DECLINES[: DECLINES.index(reason) + 1]
-    assert remaining == 0 or decline_reason(spender, balance, remaining) is not reason
+    one_more = decline_reason(spender, balance, remaining + 1, payment)
+    assert one_more in DECLINES[: DECLINES.index(reason) + 1]
+    assert remaining == 0 or decline_reason(spender, balance, remaining, payment) is not reason
 
 
 FUNDING: Final = [EventKind.DEPOSIT, EventKind.CREDIT, EventKind.REFUND]
@@ -260,6 +344,15 @@ def test_the_digest_of_an_old_change_never_changes() -> None:
     assert full.hex() == "70074a3d8c8cf826eb8cad639f039fac"
 
 
+def test_the_digest_of_a_payment_or_a_drift_never_changes() -> None:
+    """Computed once, too. What names no recipient has the digest that it always had."""
+    paid = an_event(kind=EventKind.TRANSFER, recipient="wallet", counterpart_event_id="c")
+    drift = a_change(event_id=None, amount=-3, status=EventStatus.PENDING, drift='{"id": "d"}')
+
+    assert digest_of(b"", paid, a_change()).hex() == "f08829ad0afe8dc9c896693cda24a9bd"
+    assert digest_of(b"", None, drift).hex() == "40f729fa6adf5ce82601b704f599d57f"
+
+
 COVERED_OF_EVENT: Final = {
     "id": "f",
     "vault_id": "w",
@@ -274,6 +367,8 @@ COVERED_OF_EVENT: Final = {
     "model": "m",
     "refunded_event_id": "g",
     "created_at": NOON + timedelta(microseconds=1),
+    "recipient": "wallet",
+    "counterpart_event_id": "c",
 }
 COVERED_OF_CHANGE: Final = {
     "revision": 2,
@@ -303,16 +398,35 @@ def test_the_digest_covers_the_change(field: str) -> None:
     assert digest_of(b"", an_event(), edited) != digest_of(b"", an_event(), a_change())
 
 
+@pytest.mark.parametrize("field", [*COVERED_OF_CHANGE, "vault_id", "drift"])
+def test_the_digest_covers_a_drift(field: str) -> None:
+    """All of its change, which has no event that would name the vault."""
+    edits: dict[str, Any] = {**COVERED_OF_CHANGE, "vault_id": "w", "drift": '{"id": "f"}'}
+    drift = a_change(event_id=None, drift='{"id": "d"}')
+
+    edited = drift._replace(**{field: edits[field]})
+
+    assert digest_of(b"", None, edited) != digest_of(b"", None, drift)
+
+
+def test_the_digest_tells_a_recipient_from_a_counterpart() -> None:
+    """The same text in the one field or in the other are two events."""
+    recipient, counterpart = an_event(recipient="x"), an_event(counterpart_event_id="x")
+
+    assert digest_of(b"", recipient, a_change()) != digest_of(b"", counterpart, a_change())
+
+
 def test_the_digest_covers_all_before() -> None:
     assert digest_of(b"1", an_event(), a_change()) != digest_of(b"", an_event(), a_change())
 
 
 def test_every_field_is_covered_by_the_digest_or_by_the_change() -> None:
-    """A field that is added to an event has to join one of them."""
+    """A field that is added to an event has to join one of them; `drift` has an own test."""
     of_the_change = {"status", "amount", "failure_reason", "tx_hash", "updated_at", "revision"}
 
     assert {*COVERED_OF_EVENT, *of_the_change} == {*Event._fields}
-    assert {*COVERED_OF_CHANGE, "vault_id", "event_id", "digest"} == {*Change._fields}
+    apart = {"vault_id", "event_id", "digest", "drift"}
+    assert {*COVERED_OF_CHANGE, *apart} == {*Change._fields}
 
 
 figures = st.none() | st.integers(min_value=0, max_value=10**18)

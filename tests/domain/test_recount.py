@@ -1,6 +1,8 @@
 """The recount of rows: what is right passes, and every edited field is found and named."""
 
 import itertools
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
 
@@ -10,10 +12,12 @@ from pilot_grpc.domain import recount
 from pilot_grpc.domain.book import Book
 from pilot_grpc.domain.ids import AgentId, EventId, VaultId
 from pilot_grpc.domain.ledger import (
+    AcknowledgeDrift,
     AuthorizeSpend,
     CaptureSpend,
     Change,
     ConfirmFunding,
+    ConfirmTransfer,
     Decline,
     Event,
     EventKind,
@@ -21,12 +25,15 @@ from pilot_grpc.domain.ledger import (
     EventType,
     FailFunding,
     FailureReason,
+    RecordDeposit,
     RecordFunding,
     Spend,
+    digest_of,
 )
 from pilot_grpc.domain.recount import Discrepancy, Recorded, Running
 from pilot_grpc.domain.requests import Request
-from tests.domain.examples import NOON, a_rule, a_spender, a_vault
+from pilot_grpc.domain.vaults import encode_drift
+from tests.domain.examples import NOON, a_drift, a_rule, a_spender, a_vault
 
 VAULT: Final = VaultId("v")
 AGENT: Final = AgentId("a")
@@ -53,23 +60,47 @@ def a_history() -> Book:
     return book
 
 
+def a_history_on_chain() -> Book:
+    """A deposit, a payment that lands, a drift that is found and grows, and is acknowledged."""
+    ids = itertools.count(1)
+    book = Book(
+        clock=NOON,
+        vaults={VAULT: a_vault(balance=0)},
+        spenders={AGENT: a_spender(a_rule())},
+        new_event_id=lambda: EventId(f"e{next(ids)}"),
+        open_holds_max=3,
+        pays_on_chain=True,
+        listed={(AGENT, "wallet")},
+        vault_ids={"wallet": VaultId("w")},
+    )
+    book.answer(RecordDeposit(VAULT, 1_000, "deposit", landed_slot=1))
+    book.answer(Spend(Request(AGENT, "r1", "", ""), VAULT, AGENT, 7, recipient="wallet"))
+    book.answer(ConfirmTransfer(VAULT, EventId("e2"), "payment", 2))
+    book.stop(a_drift(amount=-3))
+    book.clock += timedelta(minutes=1)
+    book.stop(a_drift(amount=-4))
+    book.answer(AcknowledgeDrift(Request(VAULT, "r2", "", ""), VAULT, "d", -4))
+    return book
+
+
 def recorded(book: Book, number: int) -> tuple[Running, Recorded]:
     """A change, what it needs, and the vault before it."""
     changes = {change.revision: change for change in book.changes}
     change = changes[number]
     previous = changes.get(change.previous_revision or 0)
     running = recount.after(changes[number - 1]) if number > 1 else Running()
-    assert change.event_id is not None
-    return running, Recorded(change, book.events[change.event_id], previous)
+    event = None if change.event_id is None else book.events[change.event_id]
+    return running, Recorded(change, event, previous)
 
 
-def test_what_a_book_wrote_is_right() -> None:
+@pytest.mark.parametrize(("history", "count"), [(a_history, 5), (a_history_on_chain, 7)])
+def test_what_a_book_wrote_is_right(history: Callable[[], Book], count: int) -> None:
     """Every change, every event, and the vault that they lead to."""
-    book = a_history()
+    book = history()
     changes = {change.revision: change for change in book.changes}
 
-    assert [recount.check_change(*recorded(book, number)) for number in changes] == [None] * 5
-    assert recount.check_vault(recount.after(changes[5]), book.vaults[VAULT]) is None
+    assert [recount.check_change(*recorded(book, number)) for number in changes] == [None] * count
+    assert recount.check_vault(recount.after(changes[count]), book.vaults[VAULT]) is None
     for event in book.events.values():
         assert recount.check_event(event, changes[event.revision], 0) is None
 
@@ -87,6 +118,7 @@ EDITED_CHANGE: Final = {
     "held_after": 1,
     "changed_at": LATER,
     "digest": b"another",
+    "drift": encode_drift(a_drift(amount=-3)),
 }
 
 
@@ -110,6 +142,45 @@ def test_every_field_of_a_change_was_edited() -> None:
     assert {*EDITED_CHANGE, "vault_id"} == {*Change._fields}
 
 
+# Of the change in which the drift of a_history_on_chain grows.
+EDITED_DRIFT: Final = EDITED_CHANGE | {
+    "revision": 6,
+    "previous_revision": 4,
+    "status": EventStatus.CONFIRMED,
+    "balance_after": 992,
+    "chain_balance_after": 994,
+    "drift": encode_drift(a_drift(amount=-4, slot=10)),
+}
+
+
+@pytest.mark.parametrize("field", sorted({*EDITED_DRIFT} - {"event_id"}))
+def test_an_edited_change_of_a_drift_is_found(field: str) -> None:
+    """In any of its fields, but for an event that it cannot name: the database refuses that."""
+    running, right = recorded(a_history_on_chain(), 5)
+    edits = {"drift": None} if field == "drift" else {field: EDITED_DRIFT[field]}
+
+    for edit in (edits, {field: EDITED_DRIFT[field]}):
+        edited = right.change._replace(**edit)
+        wrong = recount.check_change(running, right._replace(change=edited))
+
+        assert wrong is not None
+        assert (wrong.table, wrong.row) == ("event_changes", f"v {edited.revision}")
+
+
+def test_a_change_of_a_drift_moves_nothing() -> None:
+    """Each figure that it moved is named, whether or not its digest fits."""
+    running, right = recorded(a_history_on_chain(), 5)
+
+    for field in ("balance_after", "chain_balance_after", "held_after"):
+        moved = right.change._replace(**{field: 1})  # type: ignore[arg-type]
+        digest = digest_of(running.digest, None, moved)
+
+        wrong = recount.check_change(running, right._replace(change=moved._replace(digest=digest)))
+
+        assert wrong is not None
+        assert (wrong.row, wrong.field, wrong.found) == ("v 5", field, "1")
+
+
 EDITED_EVENT: Final = {
     "id": "e9",
     "vault_id": "w",
@@ -130,6 +201,8 @@ EDITED_EVENT: Final = {
     "created_at": LATER,
     "updated_at": LATER,
     "revision": 4,
+    "recipient": "another",
+    "counterpart_event_id": "e8",
 }
 
 
@@ -149,6 +222,23 @@ def test_an_edited_event_is_found(field: str) -> None:
 
 def test_every_field_of_an_event_was_edited() -> None:
     assert {*EDITED_EVENT} == {*Event._fields}
+
+
+@pytest.mark.parametrize("field", EDITED_EVENT)
+def test_an_edited_payment_is_found(field: str) -> None:
+    """To whom it went above all, and what it became elsewhere; also where either is removed."""
+    running, right = recorded(a_history_on_chain(), 3)
+    assert right.event is not None
+    edits = [(EDITED_EVENT | {"kind": EventKind.WITHDRAWAL})[field]]
+    if field in {"recipient", "counterpart_event_id"}:
+        edits.append(None)
+
+    for edit in edits:
+        edited = right.event._replace(**{field: edit})  # type: ignore[arg-type]
+        by_change = recount.check_change(running, right._replace(event=edited))
+        by_event = recount.check_event(edited, right.change, 0)
+
+        assert by_change or by_event
 
 
 EDITED_VAULT: Final = {
@@ -245,6 +335,24 @@ def test_a_checkpoint_is_before_the_last_change() -> None:
     wrong = recount.check_checkpoint(recount.after(book.changes[4]), vault)
     assert wrong == Discrepancy("change_checkpoints", "v", "revision", "below 5", "5")
     assert recount.check_checkpoint(Running(), a_vault(balance=0)) is None
+
+
+def test_what_stops_a_vault_is_what_its_last_drift_says() -> None:
+    """Open, over, or never there; trimmed, it may be anything."""
+    book = a_history_on_chain()
+    vault = book.vaults[VAULT]
+    found, over = (book.changes[at] for at in (4, 5))
+    stopped = replace(vault, drift=a_drift(amount=-4))
+
+    assert recount.check_drift(vault, over) is None
+    assert recount.check_drift(stopped, found) is None
+    assert recount.check_drift(a_vault(), None) is None
+    assert recount.check_drift(stopped, None, trimmed=5) is None
+    for edited, last in ((vault, found), (stopped, over), (stopped, None)):
+        wrong = recount.check_drift(edited, last)
+        assert wrong is not None
+        assert (wrong.table, wrong.row, wrong.field) == ("vaults", "v", "drift")
+    assert recount.check_drift(replace(vault, drift=a_drift(amount=-3)), found) is not None
 
 
 def test_an_event_is_accepted_without_its_change_where_that_was_trimmed() -> None:

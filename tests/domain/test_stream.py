@@ -195,3 +195,26 @@ def test_a_change_is_wanted_when_every_filter_allows_it(
     )
 
     assert Wanted(types, kinds, statuses).allows(update(type_, kind, status)) is allowed
+
+
+def a_drift_of(status: EventStatus) -> Update:
+    """A change of a vault's drift, which has nothing of an event."""
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    return Update(
+        *(VAULT, 1, None, None, status, -5, None, None, 0, 0, 0, now, b""),
+        *(None,) * 11,
+        drift='{"id": "d"}',
+    )
+
+
+@pytest.mark.parametrize("status", list(EventStatus))
+def test_a_drift_passes_no_filter_of_events(status: EventStatus) -> None:
+    """Not even one that allows everything there is: whoever filters asks for events."""
+    update = a_drift_of(status)
+
+    assert Wanted().allows(update)
+    assert not Wanted(types=frozenset(EventType)).allows(update)
+    assert not Wanted(kinds=frozenset(EventKind)).allows(update)
+    assert not Wanted(statuses=frozenset(EventStatus)).allows(update)
+    everything = frozenset(EventType), frozenset(EventKind), frozenset(EventStatus)
+    assert not Wanted(*everything).allows(update)

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import address_in, first_run
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 ADDRESS = "127.0.0.1:50051"
@@ -71,25 +73,19 @@ def agrees(printed: str, said: str) -> bool:
     return re.fullmatch(pattern, printed.expandtabs()) is not None
 
 
-def type_in(commands: list[str], directory: Path, path: str) -> list[str]:
+def type_in(commands: list[str], directory: Path, **environ: str) -> list[str]:
     """Run commands in one shell, as a person does; what each printed, errors included."""
     script = f"\necho '{END_OF_OUTPUT}'\n".join([*commands, ""])
     shell = subprocess.run(
         ["bash", "--noprofile", "--norc", "-c", f"exec 2>&1\n{script}"],
         cwd=directory,
-        env={"PATH": path, "HOME": os.environ["HOME"], "PYTHONDONTWRITEBYTECODE": "1"},
+        env={"HOME": os.environ["HOME"], "PYTHONDONTWRITEBYTECODE": "1", **environ},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
         check=False,
     )
     return shell.stdout.split(f"{END_OF_OUTPUT}\n")[: len(commands)]
-
-
-def address_in(announcement: str) -> str:
-    """Where the server serves."""
-    address: str = re.findall(r"Pilot serves on (\S+),", announcement)[0]
-    return address
 
 
 def one_line(text: str) -> str:
@@ -103,31 +99,17 @@ def announcement(home: Path) -> Iterator[str]:
     left = datetime.now(UTC).replace(hour=23, minute=59, second=59) - datetime.now(UTC)
     if left.total_seconds() < WALK_SECONDS:
         time.sleep(left.total_seconds() + 2)  # the walk counts what is spent in one day
-    with subprocess.Popen(
-        [sys.executable, "-m", "pilot_grpc", "serve"],
-        env={
-            "PATH": os.defpath,
-            "PILOT_DATA_DIR": str(home / "data"),
-            "PILOT_LISTEN_ADDRESS": "127.0.0.1:0",
-        },
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as server:
-        assert server.stdout is not None
-        text = ""
-        for line in server.stdout:
-            text += line
-            if "Ctrl-C" in line:
-                break
+    with first_run(home) as text:
         yield text
-        server.terminate()
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A copy of this one, so that the walk may write beside it."""
+def checkout(tmp_path: Path, home: Path) -> Path:
+    """A copy of this one, so that the walk may write beside it, with the server's data in it."""
     ignored = shutil.ignore_patterns(".*", "__pycache__", "dist", "node_modules")
-    return shutil.copytree(ROOT, tmp_path / "pilot", ignore=ignored)
+    copy = shutil.copytree(ROOT, tmp_path / "pilot", ignore=ignored)
+    (copy / ".pilot").symlink_to(home / "data")
+    return copy
 
 
 def test_the_walk_prints_what_the_readme_says(
@@ -138,8 +120,9 @@ def test_the_walk_prints_what_the_readme_says(
     for name, program in PROGRAM.findall(README):
         (checkout / name).write_text(program)
 
-    commands = [step.command.replace(ADDRESS, address_in(announcement)) for step in walk]
-    outputs = type_in(commands, checkout, os.pathsep.join(tools))
+    address = address_in(announcement)
+    commands = [step.command.replace(ADDRESS, address) for step in walk]
+    outputs = type_in(commands, checkout, PATH=os.pathsep.join(tools), PILOT_LISTEN_ADDRESS=address)
 
     wrong = [
         f"{step}\n-- says\n{step.output}-- and prints\n{output}"

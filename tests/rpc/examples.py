@@ -12,6 +12,7 @@ from pilot_grpc.gen.pilot.v1 import budgets_pb2 as budgets
 from pilot_grpc.gen.pilot.v1 import ledger_pb2 as ledger
 from pilot_grpc.gen.pilot.v1 import projects_pb2 as projects
 from pilot_grpc.gen.pilot.v1 import vaults_pb2 as vaults
+from tests.make import WALLET
 from tests.rpc.serving import fresh
 
 MISSING = "cmissing00000000000000000"
@@ -61,6 +62,8 @@ def with_ids(named: Resources) -> list[Message]:
         projects.ArchiveProjectRequest(project_id=named.project),
         projects.DeleteProjectRequest(project_id=named.project),
         vaults.GetVaultRequest(vault_id=named.vault),
+        vaults.GetDepositAddressRequest(vault_id=named.vault),
+        vaults.ReconcileVaultRequest(vault_id=named.vault),
         agents.CreateAgentRequest(project_id=named.project, name="New", request_id=fresh()),
         agents.GetAgentRequest(agent_id=named.agent),
         agents.ListAgentsRequest(project_id=named.project),
@@ -77,10 +80,14 @@ def with_ids(named: Resources) -> list[Message]:
         agents.IssueWebhookSecretRequest(agent_id=named.agent),
         agents.SendTestWebhookRequest(agent_id=named.agent),
         agents.RedeliverWebhookRequest(agent_id=named.agent, from_revision=1),
+        agents.AddRecipientRequest(agent_id=named.agent, address=WALLET),
+        agents.RemoveRecipientRequest(agent_id=named.agent, address=WALLET),
+        agents.ListRecipientsRequest(agent_id=named.agent),
         budgets.SetBudgetRuleRequest(agent_id=named.agent, per_tx_limit=1, daily_limit=1),
         budgets.GetBudgetRuleRequest(agent_id=named.agent),
         budgets.RemoveBudgetRuleRequest(agent_id=named.agent),
         budgets.CheckSpendRequest(agent_id=named.agent, amount=1),
+        budgets.CheckSpendRequest(agent_id=named.agent, amount=1, recipient=WALLET),
         *moves_money(named),
         ledger.GetEventRequest(event_id=named.event),
         ledger.ListEventsRequest(vault_id=named.vault),
@@ -109,6 +116,7 @@ def moves_money(named: Resources) -> list[Message]:
     """Make the requests that move money, each with a request_id of its own."""
     return [
         ledger.SpendRequest(agent_id=named.agent, amount=1, request_id=fresh()),
+        ledger.SpendRequest(agent_id=named.agent, amount=1, request_id=fresh(), recipient=WALLET),
         ledger.AuthorizeSpendRequest(agent_id=named.agent, amount=1, request_id=fresh()),
         ledger.CaptureSpendRequest(event_id=named.event, amount=1, request_id=fresh()),
         ledger.ReleaseSpendRequest(event_id=named.event, request_id=fresh()),
@@ -119,4 +127,11 @@ def moves_money(named: Resources) -> list[Message]:
         ledger.RecordFundingRequest(vault_id=named.vault, amount=1, request_id=fresh()),
         ledger.ConfirmFundingRequest(event_id=named.event, request_id=fresh()),
         ledger.FailFundingRequest(event_id=named.event, request_id=fresh()),
+        vaults.WithdrawRequest(
+            vault_id=named.vault, amount=1, recipient=WALLET, request_id=fresh()
+        ),
+        vaults.SettleRequest(vault_id=named.vault, amount=1, recipient=WALLET, request_id=fresh()),
+        vaults.AcknowledgeDriftRequest(
+            vault_id=named.vault, drift_id="cdrift", amount=-1, request_id=fresh()
+        ),
     ]

@@ -23,7 +23,8 @@ from pilot_grpc.bootstrap import App, build_server, running
 from pilot_grpc.db import accounts as accounts_db
 from pilot_grpc.db.clock import Clock, read_clock
 from pilot_grpc.domain.accounts import CredentialKind
-from pilot_grpc.domain.ids import SessionId, UserId
+from pilot_grpc.domain.ids import EventId, SessionId, UserId, VaultId
+from pilot_grpc.domain.ledger import ConfirmTransfer, FailTransfer, FailureReason
 from pilot_grpc.gen.pilot.v1 import accounts_pb2, agents_pb2, budgets_pb2, ledger_pb2, projects_pb2
 from pilot_grpc.server import SERVICES
 from pilot_grpc.services.credentials import hash_secret, new_secret
@@ -373,6 +374,17 @@ class Pilot:
         if balance:
             await tenant.fund(balance)
         return tenant
+
+    async def land(self, paid: ledger_pb2.Event) -> None:
+        """Say that the chain has made a payment."""
+        vault_id, event_id = VaultId(paid.vault_id), EventId(paid.id)
+        await self.app.lanes.decide(ConfirmTransfer(vault_id, event_id, fresh("payment"), 2))
+
+    async def lose(self, paid: ledger_pb2.Event) -> None:
+        """Say that a payment, which nobody has signed, is never made."""
+        vault_id, event_id = VaultId(paid.vault_id), EventId(paid.id)
+        reason = FailureReason.TRANSFER_NOT_SENT
+        await self.app.lanes.decide(FailTransfer(vault_id, event_id, reason, None))
 
     async def dump(self, but: Sequence[str] = ()) -> dict[str, list[str]]:
         """Read every row of every table, but for some tables."""

@@ -49,6 +49,11 @@ NEEDS = {
     "ArchiveProject": "write",
     "DeleteProject": "write",
     "GetVault": "read",
+    "GetDepositAddress": "read",
+    "Withdraw": "session",
+    "Settle": "session",
+    "ReconcileVault": "read",
+    "AcknowledgeDrift": "session",
     "CreateAgent": "write",
     "GetAgent": "read agent",
     "ListAgents": "read",
@@ -63,6 +68,9 @@ NEEDS = {
     "IssueWebhookSecret": "write execute",
     "SendTestWebhook": "write",
     "RedeliverWebhook": "write",
+    "AddRecipient": "write",
+    "RemoveRecipient": "write",
+    "ListRecipients": "read agent",
     "SetBudgetRule": "write",
     "GetBudgetRule": "read agent",
     "RemoveBudgetRule": "write",
@@ -250,7 +258,7 @@ async def events_of_every_kind(tenant: Tenant) -> list[str]:
 
 def ids_in(message: Message) -> Iterator[str]:
     for descriptor, value in message.ListFields():
-        if descriptor.name.endswith("_id") and descriptor.name != "request_id":
+        if descriptor.name.endswith("_id") and descriptor.name not in {"request_id", "drift_id"}:
             yield value
         elif descriptor.name == "spends":
             yield from ids_in(value[0])

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from pilot_grpc.gen.pilot.v1 import accounts_pb2, agents_pb2, projects_pb2
+from pilot_grpc.domain.ids import VaultId
+from pilot_grpc.domain.vaults import Drift
+from pilot_grpc.gen.pilot.v1 import accounts_pb2, agents_pb2, projects_pb2, vaults_pb2
 from pilot_grpc.gen.pilot.v1 import ledger_pb2 as pb
 from tests import make
 from tests.rpc.protos import told_of_errors
@@ -22,6 +24,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "OPEN_HOLDS_LIMIT": {"open_holds_limit": 1},
     "DECLINES_LIMITED": {"declines_per_minute": 1},
     "CHANGES_TRIMMED": {"changes_kept_count": 1},
+    "VAULT_STOPPED": {"solana_rpc_urls": make.NOWHERE},
+    "EXCEEDS_VAULT": {"solana_rpc_urls": make.NOWHERE},
+    "TRANSFERS_PENDING": {"solana_rpc_urls": make.NOWHERE},
+    "CHAIN_UNAVAILABLE": {"solana_rpc_urls": make.NOWHERE},
 }
 
 # What a failure of the server itself looks like is proven in test_calls.py and test_server.py,
@@ -151,7 +157,52 @@ async def balance_too_large(pilot: Pilot, tenant: Tenant) -> None:
 
 
 async def recipient_unsupported(pilot: Pilot, tenant: Tenant) -> None:
-    await tenant.spend(1, recipient="1" * 32)
+    await tenant.spend(1, recipient=make.WALLET)
+
+
+def withdrawal(tenant: Tenant) -> vaults_pb2.WithdrawRequest:
+    return vaults_pb2.WithdrawRequest(
+        vault_id=tenant.vault_id, amount=1, recipient=make.WALLET, request_id=fresh()
+    )
+
+
+async def acknowledge(tenant: Tenant, drift: Drift, amount: int) -> None:
+    await tenant.owner(
+        vaults_pb2.AcknowledgeDriftRequest(
+            vault_id=tenant.vault_id, drift_id=drift.id, amount=amount, request_id=fresh()
+        )
+    )
+
+
+async def vault_stopped(pilot: Pilot, tenant: Tenant) -> None:
+    await make.stop(pilot.app, VaultId(tenant.vault_id), -5)
+    await tenant.owner(withdrawal(tenant))
+
+
+async def exceeds_vault(pilot: Pilot, tenant: Tenant) -> None:
+    await tenant.owner(withdrawal(tenant))
+
+
+async def drift_not_open(pilot: Pilot, tenant: Tenant) -> None:
+    drift = await make.stop(pilot.app, VaultId(tenant.vault_id), -5)
+    await make.stop(pilot.app, VaultId(tenant.vault_id), 0)
+    await acknowledge(tenant, drift, -5)
+
+
+async def drift_changed(pilot: Pilot, tenant: Tenant) -> None:
+    drift = await make.stop(pilot.app, VaultId(tenant.vault_id), -5)
+    await acknowledge(tenant, drift, -4)
+
+
+async def transfers_pending(pilot: Pilot, tenant: Tenant) -> None:
+    await make.deposit(pilot.app, VaultId(tenant.vault_id), 5, "deposit")
+    await tenant.owner(withdrawal(tenant))
+    drift = await make.stop(pilot.app, VaultId(tenant.vault_id), -1)
+    await acknowledge(tenant, drift, -1)
+
+
+async def chain_unavailable(pilot: Pilot, tenant: Tenant) -> None:
+    await tenant.owner(vaults_pb2.ReconcileVaultRequest(vault_id=tenant.vault_id))
 
 
 async def declines_limited(pilot: Pilot, tenant: Tenant) -> None:
@@ -216,6 +267,8 @@ PROVOKED: list[Provoke] = [
     *(webhook_not_set, webhook_needs_secret),
     *(resume_token_invalid, resume_token_of_another_scope, changes_trimmed, history_undone),
     *(sign_in_limited, quota_exceeded),
+    *(vault_stopped, exceeds_vault, drift_not_open, drift_changed, transfers_pending),
+    chain_unavailable,
 ]
 
 

@@ -272,6 +272,10 @@ async def tenant_with_pages(pilot: Pilot) -> Tenant:
         await tenant.owner(projects_pb2.CreateProjectRequest(name="Project"))
         await tenant.another_agent()
         await tenant.api_key("read")
+    for address in (make.WALLET, make.OTHER_WALLET):
+        await tenant.owner(
+            agents_pb2.AddRecipientRequest(agent_id=tenant.agent_id, address=address)
+        )
     return tenant
 
 
@@ -298,6 +302,7 @@ def paged_requests(tenant: Tenant) -> list[Any]:
         pb.VerifyLedgerRequest(vault_id=vault_id),
         projects_pb2.ListProjectsRequest(),
         agents_pb2.ListAgentsRequest(project_id=tenant.project_id),
+        agents_pb2.ListRecipientsRequest(agent_id=agent_id),
         accounts_pb2.ListApiKeysRequest(),
     ]
 

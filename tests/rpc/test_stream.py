@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, Final
 
 import grpc
@@ -383,6 +384,117 @@ async def test_who_may_read_may_follow(shared: Pilot) -> None:
     )
     assert (await refusal(stranger.owner(request))).reason == "NOT_FOUND"
     assert (await refusal(stranger.agent(request))).reason == "NOT_FOUND"
+
+
+# --- drifts -----------------------------------------------------------------------------
+
+
+async def drifting(pilot: Pilot) -> Tenant:
+    """A vault whose changes are a credit, a deposit, a drift that grows, and its end."""
+    tenant = await pilot.tenant()
+    vault_id = VaultId(tenant.vault_id)
+    await make.deposit(pilot.app, vault_id, 100, fresh("deposit"))
+    await make.stop(pilot.app, vault_id, -5)
+    await make.stop(pilot.app, vault_id, -7)
+    await tenant.spend(1)
+    await tenant.owner(
+        vaults_pb2.AcknowledgeDriftRequest(
+            vault_id=tenant.vault_id, drift_id="cdrift", amount=-7, request_id=fresh()
+        )
+    )
+    return tenant
+
+
+async def test_a_drift_is_a_numbered_change_of_its_vault(shared: Pilot) -> None:
+    """Found, grown, and acknowledged; with the vault's figures, which it leaves alone."""
+    tenant = await drifting(shared)
+
+    changes = await changes_of(tenant.owner, 7, **of(tenant))
+
+    assert revisions(changes) == count(1, 7)
+    assert [change.WhichOneof("subject") for change in changes] == [
+        *("event", "event", "drift", "drift", "event", "drift", "event"),
+    ]
+    drifts = [changes[at].drift for at in (2, 3, 5)]
+    assert [(drift.id, drift.open, drift.amount) for drift in drifts] == [
+        ("cdrift", True, -5),
+        ("cdrift", True, -7),
+        ("cdrift", False, -7),
+    ]
+    assert [drift.outflows[0].amount for drift in drifts] == [5, 7, 7]
+    assert changes[1].vault_figures == changes[2].vault_figures == changes[3].vault_figures
+    assert changes[4].vault_figures == changes[5].vault_figures
+    assert (changes[6].event.kind, changes[6].event.amount) == (pb.EVENT_KIND_WITHDRAWAL, -7)
+
+
+async def test_a_drift_comes_in_every_stream_of_its_vaults_owner(shared: Pilot) -> None:
+    """By vault, by project, and by nothing at all; live, and resumed between two of them."""
+    tenant = await shared.tenant()
+    scopes: list[dict[str, Any]] = [of(tenant), {"project_id": tenant.project_id}, {}]
+    async with AsyncExitStack() as stack:
+        streams = [
+            await stack.enter_async_context(tenant.owner.subscribe(start=LATEST, **scope))
+            for scope in scopes
+        ]
+        for each in streams:
+            await each.read()
+        await make.stop(shared.app, VaultId(tenant.vault_id), -5)
+        found = [await each.next(1) for each in streams]
+        tokens = [each.token for each in streams]
+    await make.stop(shared.app, VaultId(tenant.vault_id), 0)
+
+    assert [change.drift.open for (change,) in found] == [True] * 3
+    for scope, token in zip(scopes, tokens, strict=True):
+        (ended,) = await changes_of(tenant.owner, 1, resume_token=token, **scope)
+        assert (ended.revision, ended.drift.open, ended.drift.amount) == (3, False, 0)
+
+
+async def test_a_drift_is_in_no_stream_of_an_agent(shared: Pilot) -> None:
+    """Neither for itself nor for its owner; no byte tells of it, and tokens pass it."""
+    tenant = await drifting(shared)
+
+    by_owner = await changes_of(tenant.owner, 1, agent_id=tenant.agent_id)
+    by_itself = await changes_of(tenant.agent, 1)
+    async with tenant.agent.subscribe(start=EARLIEST, heartbeat_interval=SECOND) as own:
+        await own.next(1)
+        token = (await own.heartbeat()).resume_token
+    await tenant.spend(2)
+    (after,) = await changes_of(tenant.agent, 1, resume_token=token)
+
+    assert [change.event.amount for change in (*by_owner, *by_itself)] == [-1, -1]
+    assert (after.revision, after.event.amount) == (8, -2)
+    told = b"".join(response.SerializeToString() for response in own.responses)
+    assert b"cdrift" not in told
+    assert b"theft" not in told
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"types": [pb.EVENT_TYPE_FUNDING, pb.EVENT_TYPE_SPEND]},
+        {"kinds": list(wire.EVENT_KINDS.values())},
+        {"statuses": list(wire.EVENT_STATUSES.values())},
+    ],
+    ids=str,
+)
+async def test_a_drift_is_left_out_where_events_are_asked_for(
+    shared: Pilot, wanted: dict[str, Any]
+) -> None:
+    """All of them come, and no drift between them; a token after one goes on without."""
+    tenant = await drifting(shared)
+    await make.stop(shared.app, VaultId(tenant.vault_id), -5)
+    fields: dict[str, Any] = {**of(tenant), **wanted}
+
+    changes = await changes_of(tenant.owner, 4, **fields)
+    async with tenant.owner.subscribe(start=EARLIEST, heartbeat_interval=SECOND, **fields) as found:
+        await found.next(4)
+        token = (await found.heartbeat()).resume_token
+    await tenant.spend(2)
+    after = await changes_of(tenant.owner, 1, resume_token=token, **of(tenant))
+
+    assert revisions(changes) == [1, 2, 5, 7]
+    assert all(change.HasField("event") for change in changes)
+    assert revisions(after) == [9]
 
 
 # --- what a change says -----------------------------------------------------------------
@@ -1290,6 +1402,25 @@ async def test_a_storm_of_subscribers_leaves_nothing_behind(database: str) -> No
         assert len(await changes_of(tenant.owner, 1_001)) == 1_001
 
 
+async def test_spends_go_on_while_subscribers_have_all_of_their_connections(
+    database: str,
+) -> None:
+    """Those who come back after a deploy wait for each other, and for nothing that spends need."""
+    async with serving(database) as pilot:
+        tenant = await pilot.tenant()
+        streams = pilot.app.streams._database
+        async with AsyncExitStack() as stack:
+            for _ in range(streams.pool.get_max_size()):
+                await stack.enter_async_context(streams.transaction())
+            by_agent = await tenant.spend(1)
+            by_owner = await tenant.owner(
+                pb.SpendRequest(agent_id=tenant.agent_id, amount=2, request_id=fresh())
+            )
+            assert streams.pool.get_idle_size() == 0
+
+    assert [by_agent.revision, by_owner.event.revision] == [2, 3]
+
+
 SECRET_TEXT = "canary-51bd-do-not-tell"
 
 
@@ -1579,6 +1710,53 @@ def copied(request: pb.SubscribeEventsRequest) -> pb.SubscribeEventsRequest:
     return copy
 
 
+class Unreliable:
+    """A channel whose streams all break: at once, or, for a "+", after a response."""
+
+    def __init__(self, script: str) -> None:
+        self._script = iter(script)
+
+    def unary_unary(self, *_: Any, **__: Any) -> None:
+        """Nobody calls anything but SubscribeEvents here."""
+
+    def unary_stream(self, *_: Any, **__: Any) -> Any:
+        async def stream(request: pb.SubscribeEventsRequest, **_: Any) -> AsyncIterator[Any]:
+            if next(self._script) == "+":
+                yield pb.SubscribeEventsResponse(resume_token=f"{request.resume_token}+")
+            nothing = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing)
+
+        return stream
+
+
+async def test_the_reference_client_reconnects_with_full_jitter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Anything up to twice as long after each failure, ten seconds at most, then from anew."""
+    ranges: list[tuple[float, float]] = []
+    waits: list[float] = []
+
+    def uniform(shortest: float, longest: float) -> float:
+        ranges.append((shortest, longest))
+        return longest / 4
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(reference_client, "random", SimpleNamespace(uniform=uniform))
+    monkeypatch.setattr(reference_client, "asyncio", SimpleNamespace(sleep=sleep))
+    channel: Any = Unreliable("---------+-+")
+    request = pb.SubscribeEventsRequest(resume_token="0")
+    following = reference_client.follow(channel, "pk_", request)
+
+    tokens = [(await anext(following)).resume_token for _ in range(2)]
+
+    longest = [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10, 10, 0.2, 0.4]
+    assert ranges == [(0, each) for each in longest]
+    assert waits == [each / 4 for each in longest]
+    assert tokens == ["0+", "0++"]
+
+
 async def test_a_poll_is_shared_by_all_who_follow(
     shared: Pilot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1614,6 +1792,7 @@ async def test_every_way_in_which_a_stream_ends_resumably_is_unavailable() -> No
         *(errors.StreamTooOld, errors.SubscriberStalled, errors.ServerDraining),
         errors.DatabaseUnavailable,
     }
+    of_no_stream = {errors.ChainUnavailable}
     assert {
         error for error, code in STATUS_CODES.items() if code is grpc.StatusCode.UNAVAILABLE
-    } == resumable
+    } == resumable | of_no_stream

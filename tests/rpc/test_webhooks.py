@@ -12,6 +12,7 @@ from google.protobuf.json_format import ParseDict
 
 from pilot_grpc.gen.pilot.v1 import agents_pb2 as pb
 from pilot_grpc.gen.pilot.v1 import ledger_pb2 as ledger
+from pilot_grpc.services import outbound
 from tests import receiver
 from tests.http_server import HttpServer, http_server, respond
 from tests.rpc.serving import Client, Pilot, Tenant, refusal, serving
@@ -178,6 +179,33 @@ async def test_a_url_that_would_never_be_called_is_refused_at_once(database: str
         assert (each.code, each.reason) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
         assert each.fields == ["webhook_url"]
     assert [agent.webhook_url for agent in listed.agents] == [""]
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_where_a_name_leads_is_judged_unless_it_is_development(
+    database: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is as configured; the name, which looks like any other, is this machine's."""
+
+    async def look_up(*_: object) -> list[str]:
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr(outbound, "_look_up", look_up)
+    settings: dict[str, Any] = {"webhooks_allow_private": allowed}
+    async with http_server() as server, serving(database, duties=True, **settings) as pilot:
+        tenant = await pilot.tenant()
+        await set_url(tenant, server.url(host="hooks.example.com"))
+        await issue(tenant)
+        tested = await tenant.owner(pb.SendTestWebhookRequest(agent_id=tenant.agent_id))
+        await tenant.spend(1)
+        found = pb.Webhook()
+        while not (found.attempt_count or found.HasField("delivered_revision")):
+            found = await webhook(tenant.agent)
+
+    assert tested.delivered is allowed
+    assert found.HasField("delivered_revision") is allowed
+    assert found.last_error.startswith("address_refused") is not allowed
+    assert bool(server.requests) is allowed
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from pilot_grpc.gen.pilot.v1 import agents_pb2 as agents
 from pilot_grpc.gen.pilot.v1 import budgets_pb2 as budgets
 from pilot_grpc.gen.pilot.v1 import ledger_pb2 as ledger
 from pilot_grpc.gen.pilot.v1 import projects_pb2 as projects
+from pilot_grpc.solana import addresses
+from tests import make
 from tests.rpc.serving import Pilot, Refusal, Tenant, fresh, new_agent, refusal
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -691,12 +693,29 @@ async def test_a_message_above_four_mebibytes_is_refused_unread(shared: Pilot) -
     assert await shared.dump() == before
 
 
-async def test_a_recipient_is_not_supported_yet(shared: Pilot) -> None:
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_recipient_of_a_batch_that_is_no_wallet_is_named_by_its_place(
+    shared: Pilot, count: int
+) -> None:
+    """As every other field of a batch is, however short that is; of one spend, by its name."""
+    tenant = await shared.tenant()
+    account = addresses.token_account(make.WALLET, make.OTHER_WALLET)
+    spends = [ledger.SpendRequest(amount=1, request_id=fresh()) for _ in range(count)]
+    spends[-1].recipient = account
+
+    batch = await refusal(tenant.agent(ledger.BatchSpendRequest(spends=spends)))
+    alone = await refusal(tenant.agent(spends[-1]))
+
+    assert (batch.code, batch.fields) == ("INVALID_ARGUMENT", [f"spends[{count - 1}].recipient"])
+    assert (alone.code, alone.fields) == ("INVALID_ARGUMENT", ["recipient"])
+
+
+async def test_a_recipient_is_not_supported_without_a_chain(shared: Pilot) -> None:
     """Neither for one spend nor inside a batch, and no event is left of it."""
     tenant = await shared.tenant()
     before = await shared.dump()
     transfer = ledger.SpendRequest(
-        agent_id=tenant.agent_id, amount=1, request_id="t1", recipient="1" * 32
+        agent_id=tenant.agent_id, amount=1, request_id="t1", recipient=make.WALLET
     )
     good = ledger.SpendRequest(agent_id=tenant.agent_id, amount=1, request_id="t2")
 

@@ -11,6 +11,7 @@ from pilot_grpc import errors
 from pilot_grpc.bootstrap import App
 from pilot_grpc.db import trimming
 from pilot_grpc.domain.ids import EventId
+from pilot_grpc.domain.ledger import Event
 from pilot_grpc.domain.recount import Discrepancy
 from pilot_grpc.services.recount import Place
 from tests import make
@@ -51,7 +52,7 @@ class History:
 @pytest.fixture
 async def history(start: StartApp) -> History:
     clock = HandClock(datetime(2027, 4, 30, 22, tzinfo=UTC))
-    app = await start(clock)
+    app = await start(clock, solana_rpc_urls=make.NOWHERE)
     agent = await make.agent(app, vault_balance=1_000, daily_limit=300)
     beside = await make.agent(app, beside=agent)
     events = {
@@ -77,6 +78,18 @@ async def history(start: StartApp) -> History:
         "released today": await make.hold(app, beside, 5),
     }
     await make.release(app, beside, events["released today"])
+    await make.allow(app, agent)
+    events |= {
+        "deposit": await make.deposit(app, agent.vault_id, 100, "deposit"),
+        "paid": await make.spend(app, agent, 10, recipient=make.WALLET),
+        "lost": await make.spend(app, agent, 20, recipient=make.WALLET),
+    }
+    await make.land(app, events["paid"], "payment")
+    await make.lose(app, events["lost"])
+    await make.stop(app, agent.vault_id, -3)
+    drift = await make.stop(app, agent.vault_id, -5)
+    events["acknowledged"] = await make.acknowledge(app, agent, drift)
+    events["on its way"] = await make.spend(app, agent, 30, recipient=make.WALLET)
     ids = {name: event.id for name, event in events.items()}
     return History(app, agent, beside, ids)
 
@@ -155,6 +168,8 @@ EVENT_EDITS: Final = {
     "refunded_event_id": ("refund", "'celsewhere'"),
     "updated_at": ("captured", "created_at"),
     "revision": ("captured", "1"),
+    "recipient": ("paid", "'another'"),
+    "counterpart_event_id": ("paid", "'celsewhere'"),
 }
 
 
@@ -214,6 +229,40 @@ async def test_an_edited_change_is_found(history: History, column: str) -> None:
     assert await history.verify(1) == found
 
 
+# The change in which a drift has grown, which is of no event.
+DRIFT_EDITS: Final = {
+    "drift": "replace(drift, 'theft', 'thief')",
+    "status": "'confirmed'",
+    "amount": "-4",
+    "balance_after": "balance_after - 1",
+    "chain_balance_after": "chain_balance_after - 1",
+    "held_after": "held_after + 1",
+    "changed_at": "changed_at + interval '1 microsecond'",
+    "digest": "'another'",
+}
+
+
+@pytest.mark.parametrize("column", DRIFT_EDITS)
+async def test_an_edited_drift_is_found(history: History, column: str) -> None:
+    """Whoever would hide what was missing, or who took it, has to change all after it."""
+    revision = await history.app.database.pool.fetchval(
+        "SELECT max(revision) - 1 FROM event_changes WHERE vault_id = $1 AND drift IS NOT NULL",
+        history.agent.vault_id,
+    )
+
+    await history.edit(
+        f"UPDATE event_changes SET {column} = {DRIFT_EDITS[column]}"  # noqa: S608
+        " WHERE vault_id = $1 AND revision = $2 AND drift IS NOT NULL",
+        history.agent.vault_id,
+        revision,
+    )
+
+    found = await history.verify()
+    assert found is not None
+    assert (found.table, found.row) == ("event_changes", f"{history.agent.vault_id} {revision}")
+    assert await history.verify(1) == found
+
+
 # What a vault is, and what no ledger says: its id, its owner, its address, its birth.
 VAULT_EDITS: Final = {
     "balance": "balance + 1",
@@ -236,6 +285,42 @@ async def test_an_edited_vault_is_found(history: History, column: str) -> None:
     assert found is not None
     assert (found.table, found.row, found.field) == ("vaults", history.agent.vault_id, column)
     assert await history.verify(1) == found
+
+
+INVENTED_DRIFT: Final = (
+    """'{"id": "d", "amount": -5, "slot": 9, "found_amount": 0, "expected_amount": 5,"""
+    """ "outflows": [], "created_at": "2027-05-01T00:00:00+00:00"}'"""
+)
+
+
+@pytest.mark.parametrize(
+    ("amount", "edit"),
+    [(-5, "NULL"), (-5, "replace(drift, '-5', '-4')"), (0, INVENTED_DRIFT)],
+)
+async def test_a_vault_that_is_let_go_or_stopped_by_hand_is_found(
+    history: History, amount: int, edit: str
+) -> None:
+    """Nobody lifts a stop past the ledger; one that is open, or was, is right as it is."""
+    await make.lose(history.app, await on_its_way(history))
+    await make.stop(history.app, history.agent.vault_id, amount)
+    before = await history.verify()
+
+    await history.edit(
+        f"UPDATE vaults SET drift = {edit} WHERE id = $1",  # noqa: S608
+        history.agent.vault_id,
+    )
+
+    found = await history.verify()
+    assert before is None
+    assert found is not None
+    assert (found.table, found.row, found.field) == ("vaults", history.agent.vault_id, "drift")
+    assert await history.verify(1) == found
+
+
+async def on_its_way(history: History) -> Event:
+    """The payment that the chain has not decided about."""
+    event_id = history.events["on its way"]
+    return await history.app.ledger.get_event(history.agent.owner, event_id)
 
 
 COUNTER_EDITS: Final = {
@@ -293,13 +378,13 @@ async def test_every_column_was_edited(app: App) -> None:
     columns = {(row["table_name"], row["column_name"]) for row in rows}
 
     edited = {("events", column) for column in EVENT_EDITS}
-    edited |= {("event_changes", column) for column in CHANGE_EDITS}
-    edited |= {("vaults", column) for column in VAULT_EDITS} | {*COUNTER_EDITS}
+    edited |= {("event_changes", column) for column in (*CHANGE_EDITS, *DRIFT_EDITS)}
+    edited |= {("vaults", column) for column in (*VAULT_EDITS, "drift")} | {*COUNTER_EDITS}
     said_by_no_ledger = {
         "vaults": ("id", "project_id", "address", "created_at"),
         "agent_budget_rules": (
             *("id", "agent_id", "per_tx_limit", "daily_limit", "monthly_limit"),
-            *("created_at", "updated_at"),
+            *("any_recipient", "created_at", "updated_at"),
         ),
     }
     edited |= {(table, column) for table, names in said_by_no_ledger.items() for column in names}

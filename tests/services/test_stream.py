@@ -418,6 +418,38 @@ async def test_a_quiet_vault_does_not_wait_behind_a_large_backlog(app: App) -> N
         assert len(batch) < 1_001
 
 
+async def test_who_got_no_room_in_a_message_is_the_first_in_the_next(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three busy vaults, of which a message holds two: the quiet one waits for one message."""
+    monkeypatch.setattr(stream, "VAULT_SHARE", 2)
+    monkeypatch.setattr(stream, "MESSAGE_CHANGES_MAX", 4)
+    owner, follower = await make.owner(app), await make.agent(app)
+    *busy, quiet = [(await make.project(app, owner))[2] for _ in range(4)]
+    async with following(app, follower, Start.LATEST, topic=Topic(), caller=owner) as subscription:
+
+        async def fund(vault_id: VaultId, times: int) -> None:
+            for _ in range(times):
+                await make.fund(app, owner, vault_id, 1)
+            async with asyncio.timeout(SECONDS):
+                while app.feeds._feeds[vault_id].head.revision < times:
+                    await app.feeds.polled()
+
+        for vault_id in busy:
+            await fund(vault_id, 10)
+        await fund(quiet, 1)
+
+        messages = [await subscription.next_updates(SECONDS) for _ in range(8)]
+
+    vaults = [[each.vault_id for each in message] for message in messages]
+    assert [len(message) for message in vaults] == [4] * 7 + [3]
+    assert vaults[0] == [busy[0]] * 2 + [busy[1]] * 2
+    assert vaults[1][:3] == [busy[2]] * 2 + [quiet]
+    for vault_id in busy:
+        own = [each for message in messages for each in message if each.vault_id == vault_id]
+        assert numbers(own) == list(range(1, 11))
+
+
 async def test_many_vaults_behind_at_once_are_all_read_to_the_end(app: App) -> None:
     """More vaults than one page reads, each with a few changes; each in its order."""
     owner = await make.owner(app)

@@ -16,7 +16,7 @@ from pilot_grpc.bootstrap import App
 from pilot_grpc.db import webhooks as webhooks_db
 from pilot_grpc.db.webhooks import StoredSecret
 from pilot_grpc.domain.ids import AgentId
-from pilot_grpc.domain.ledger import FailureReason
+from pilot_grpc.domain.ledger import FailureReason, SightTransfer
 from pilot_grpc.domain.webhooks import SECRETS_MAX, Webhook, WebhookState, message_id
 from pilot_grpc.rpc import wire
 from pilot_grpc.sealing import SealBroken, Sealed, Sealer
@@ -164,6 +164,34 @@ async def test_every_change_arrives_in_order_and_is_signed(app: App) -> None:
     assert sent[0].body["data"]["event"]["amount"] == "-10"
     assert sent[0].body["timestamp"] == sent[0].body["data"]["change_time"]
     assert server.requests[0].headers["content-type"] == "application/json"
+
+
+async def test_a_payment_arrives_at_each_of_its_steps_and_a_drift_never(start: StartApp) -> None:
+    """On its way, seen, and landed. What stops the vault is its owner's to know."""
+    app = await start(webhooks_allow_private=True, solana_rpc_urls=make.NOWHERE)
+    async with http_server() as server, delivering(app):
+        hook = await subscribed(app, server.url())
+        agent = hook.spender
+        await make.deposit(app, agent.vault_id, 100, "deposit")
+        await make.allow(app, agent)
+        paid = await make.spend(app, agent, 10, recipient=make.WALLET)
+        await app.lanes.decide(SightTransfer(agent.vault_id, paid.id, "payment"))
+        await make.land(app, paid, "payment")
+        drift = await make.stop(app, agent.vault_id, -5)
+        await make.acknowledge(app, agent, drift)
+        last = await make.spend(app, agent, 1)
+        found = await arrived(server, hook.secret, last.revision)
+        await app.agents.update(agent.owner, agent.agent_id, {"webhook_url": None})
+
+    assert found == [paid.revision, paid.revision + 1, paid.revision + 2, last.revision]
+    sent = receiver.messages(server.requests, hook.secret)
+    assert [each.body["type"] for each in sent] == [
+        *("event.pending", "event.pending", "event.confirmed", "event.confirmed"),
+    ]
+    events = [each.body["data"]["event"] for each in sent[:3]]
+    assert [event.get("tx_hash") for event in events] == [None, "payment", "payment"]
+    assert {event["recipient"] for event in events} == {make.WALLET}
+    assert not any("drift" in str(each.body) for each in sent)
 
 
 async def digests_of(app: App, spender: make.Spender) -> dict[int, bytes]:
@@ -489,6 +517,26 @@ async def test_a_receiver_is_asked_again_when_it_wants_to_be(app: App) -> None:
     assert failing.next_attempt_at is not None
     assert failing.last_error_at is not None
     assert round((failing.next_attempt_at - failing.last_error_at) / timedelta(hours=1), 3) == 1
+
+
+async def test_a_receiver_that_fails_is_asked_less_and_less_often(app: App) -> None:
+    """With chance at a twentieth: a twentieth of one second, of two, of four, of eight."""
+    waits: dict[int, float] = {}
+
+    async def fail(request: Request, writer: asyncio.StreamWriter) -> None:
+        """Fail again, once it is noted what came of the time before."""
+        found = await status(app, hook.spender)
+        if found.next_attempt_at and found.last_error_at:
+            wait = found.next_attempt_at - found.last_error_at
+            waits[found.attempts] = round(wait.total_seconds(), 2)
+        await respond(500)(request, writer)
+
+    async with http_server(fail) as server, delivering(app, chance=0.05):
+        hook = await subscribed(app, server.url())
+        await make.spend(app, hook.spender, 1)
+        await make.until(lambda: 4 in waits)
+
+    assert waits == {1: 0.05, 2: 0.1, 3: 0.2, 4: 0.4}
 
 
 async def test_a_defect_of_pilot_is_a_failure_like_any_other(

@@ -327,11 +327,13 @@ def test_no_wallet_outlives_its_signature() -> None:
 
 # --- the source -----------------------------------------------------------------------
 
-# Where a solders Keypair may be named at all. Those of localnet belong to nobody: they hold
-# the money of a chain that runs in one's own memory.
+# Where a solders Keypair may be named at all. That of keychain is a development backend's, and
+# those of localnet belong to nobody: they hold the money of a chain in one's own memory.
 KEYPAIR_MODULES: Final = {
     "solana/custody.py",
+    "solana/keychain.py",
     "solana/localnet/chain.py",
+    "solana/localnet/client.py",
     "solana/localnet/tokens.py",
 }
 

@@ -106,16 +106,14 @@ async def test_an_account_without_a_history_has_no_rows(rpc: Rpc, wallet: Pubkey
     assert await found(rpc, wallet) == []
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 11, 12, 13, 24])
 @pytest.mark.parametrize("a_slot", [1, 2, 5, 100])
-@pytest.mark.parametrize("page_rows", [3, 4, 12, 13])
-async def test_every_row_is_found_whatever_the_pages(
-    net: Localnet, rpc: Rpc, wallet: Pubkey, count: int, a_slot: int, page_rows: int
-) -> None:
+async def test_every_row_is_found_whatever_the_pages(net: Localnet, rpc: Rpc, a_slot: int) -> None:
     """Oldest first, each once, at page ends inside of slots and between them."""
-    signatures = deposits(net, wallet, count, a_slot)
-
-    assert await found(rpc, wallet, page_rows=page_rows) == signatures
+    for count in (1, 2, 3, 4, 11, 12, 13, 24):
+        wallet = Keypair().pubkey()
+        signatures = deposits(net, wallet, count, a_slot)
+        for page_rows in (3, 4, 12, 13):
+            assert await found(rpc, wallet, page_rows=page_rows) == signatures
 
 
 @pytest.mark.parametrize("kind", [Kind.DUPLICATE_ROWS, Kind.REORDER_ROWS])
@@ -163,9 +161,14 @@ async def test_only_what_is_new_is_read(net: Localnet, rpc: Rpc, wallet: Pubkey)
     asked = counted(net)
 
     assert await found(rpc, wallet, floor, page_rows=10) == newer
+    assert len(asked) == 1
+    assert await found(rpc, wallet, floor, page_rows=4) == newer
     assert await found(rpc, wallet, floor + 1, page_rows=10) == newer[3:]
     assert await found(rpc, wallet, rows[-1].slot + 1) == []
-    assert len(asked) == 3
+    # Whoever answers the second page must know what is on the first.
+    (_, first), (_, second) = asked[1:3]
+    assert "minContextSlot" not in first
+    assert second["minContextSlot"] == rows[-1].slot
 
 
 def counted(net: Localnet) -> list[Any]:
@@ -593,7 +596,15 @@ async def test_what_cannot_be_judged_is_not_taken_for_nothing() -> None:
 
     for odd in (nameless, twice):
         with pytest.raises(RpcUnavailable):
-            await asked_twice(odd, sound.transaction())
+            await asked_twice(odd, odd)
+
+
+async def test_a_failure_moves_nothing_whatever_the_balances_are() -> None:
+    failed = changed(["meta", "err"], "AccountInUse")
+    movement = await asked_twice(failed, failed)
+
+    assert movement is not None
+    assert (movement.delta, movement.failed) == (0, True)
 
 
 async def test_a_node_that_is_away_keeps_a_movement_undecided(
@@ -666,6 +677,31 @@ async def test_holdings_are_what_is_final(net: Localnet, rpc: Rpc, wallet: Pubke
     net.tick(3)
 
     assert (await holdings(rpc, str(ata(wallet)), MAINNET_USDC_MINT)).amount == 1
+
+
+async def held(account: object, slot: int = 100) -> Holdings:
+    """What a node that is at slot 100 and answers as of `slot` makes of an account."""
+    async with (
+        scripted.node(
+            getSlot=[scripted.result(100)], getAccountInfo=[scripted.seen(account, slot)]
+        ) as one,
+        scripted.port(one) as rpc,
+    ):
+        return await holdings(rpc, sound.ADDRESS, DEVNET_USDC_MINT)
+
+
+async def test_the_right_mint_of_another_program_is_not_usdc() -> None:
+    usdc = await held(sound.account(sound.token_data()))
+    other = await held(sound.account(sound.token_data(), TOKEN_2022_PROGRAM))
+
+    assert (usdc.exists, usdc.amount) == (True, 5_000_000)
+    assert (other.exists, other.amount) == (False, 0)
+    assert TOKEN_2022_PROGRAM in (other.instead or "")
+
+
+async def test_holdings_from_before_the_nodes_own_slot_do_not_count() -> None:
+    with pytest.raises(RpcUnavailable):
+        await held(sound.account(sound.token_data()), slot=99)
 
 
 # -- Garbage

@@ -1161,9 +1161,49 @@ async def test_bytes_for_one_chain_never_land_on_another(tmp_path: Path) -> None
 
 async def test_a_directory_has_one_chain_at_a_time(tmp_path: Path) -> None:
     async with localnet.running(tmp_path):
-        with pytest.raises(localnet.LocalnetError, match="another localnet"):
+        with pytest.raises(localnet.LocalnetInUse, match="another localnet"):
             async with localnet.running(tmp_path):
                 pass
+
+
+async def test_others_can_find_it_while_it_runs(tmp_path: Path) -> None:
+    assert localnet.address(tmp_path) is None
+    async with localnet.running(tmp_path, endpoints=2) as net:
+        assert localnet.address(tmp_path) == net.url
+
+    assert localnet.address(tmp_path) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["chain.sqlite"]
+
+
+async def test_in_a_thread_it_makes_slots_and_keeps_everything(tmp_path: Path) -> None:
+    """It answers while nothing else runs in the loop of whoever started it."""
+    wallet = Pubkey.new_unique()
+    with localnet.in_thread(tmp_path, slot_ms=5, finalized_slots=3) as url:
+        assert localnet.address(tmp_path) == url
+        async with connected(url) as rpc:
+            await rpc.finalized(await rpc.pilot("faucet", address=str(wallet), amount=5))
+            with httpx2.Client() as blocking:
+                call = {"jsonrpc": "2.0", "id": 1, "method": "getHealth"}
+                assert blocking.post(url, json=call).json()["result"] == "ok"
+
+    with localnet.in_thread(tmp_path, slot_ms=5, finalized_slots=3) as url:
+        async with connected(url) as rpc:
+            assert await rpc.units(ata(wallet)) == 5
+
+
+def test_what_goes_wrong_in_the_thread_is_raised_where_it_was_started(tmp_path: Path) -> None:
+    with (
+        localnet.in_thread(tmp_path, slot_ms=5, finalized_slots=3),
+        pytest.raises(localnet.LocalnetInUse),
+        localnet.in_thread(tmp_path, slot_ms=5, finalized_slots=3),
+    ):
+        pass
+    (tmp_path / "chain.sqlite").write_bytes(b"noise" * 1_000)
+    with (
+        pytest.raises(localnet.LocalnetError, match="not a database"),
+        localnet.in_thread(tmp_path, slot_ms=5, finalized_slots=3),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("damage", ["version", "noise"])
@@ -1248,9 +1288,11 @@ async def test_what_was_seen_finalized_is_there_after_kill_9(tmp_path: Path) -> 
         signature = await rpc.pilot("faucet", address=str(recipient), amount=5)
         await rpc.pilot("tick", slots=33)
         before = await rpc.transaction(signature, commitment="finalized")
+        assert localnet.address(tmp_path / "localnet") is not None
         accepted = await rpc.pilot("faucet", address=str(recipient), amount=6)
         process.kill()
         process.wait()
+        assert localnet.address(tmp_path / "localnet") is None
 
     async with started(tmp_path, "--manual") as (_, rpc):
         assert await rpc.transaction(signature, commitment="finalized") == before

@@ -33,6 +33,7 @@ from spl.token.models import (
 
 from pilot_grpc.solana.answers import (
     SYSTEM_PROGRAM,
+    TOKEN_2022_PROGRAM,
     TOKEN_PROGRAM,
     Commitment,
     PriorityFee,
@@ -128,10 +129,14 @@ async def vault(net: Localnet, rpc: Rpc) -> Vault:
     return vault
 
 
-async def refusal(rpc: Rpc, payment: Payment) -> Refusal:
+async def refused(rpc: Rpc, payment: Payment) -> PaymentRefused:
     with pytest.raises(PaymentRefused) as found:
         await judge(rpc, payment)
-    return found.value.refusal
+    return found.value
+
+
+async def refusal(rpc: Rpc, payment: Payment) -> Refusal:
+    return (await refused(rpc, payment)).refusal
 
 
 @asynccontextmanager
@@ -276,31 +281,15 @@ async def test_it_can_land_as_long_as_it_says(vault: Vault) -> None:
     assert 145 <= signed.last_valid_block_height - height <= 150
 
 
-async def test_a_longer_life_that_one_node_tells_of_counts(vault: Vault) -> None:
-    """A node that sees the end too early would have a living transaction paid anew."""
+async def test_a_node_that_lags_does_not_shorten_a_payments_life(vault: Vault) -> None:
+    """The blockhash is the newest that any node has."""
+    fresh = await vault.prepared()
     vault.net.endpoints[0].node.lag = 50
-    fresh = await vault.rpc.newest_blockhash(Commitment.CONFIRMED)
-    vault.net.endpoints[0].node.lag = 0
-    vault.net.endpoints[1].node.lag = 50
-    again = await vault.rpc.newest_blockhash(Commitment.CONFIRMED)
-    vault.net.endpoints[1].faults.add(Fault(Kind.UNAVAILABLE, "getLatestBlockhash"))
-    alone = await vault.rpc.newest_blockhash(Commitment.CONFIRMED)
+    signed = await vault.prepared()
 
-    assert fresh == again == alone
-
-
-async def test_of_a_short_life_and_a_long_one_the_long_one_counts() -> None:
-    low = {"blockhash": sound.BLOCKHASH, "lastValidBlockHeight": 81}
-    high = {"blockhash": sound.OTHER, "lastValidBlockHeight": 229}
-    async with (
-        scripted.node(getLatestBlockhash=[scripted.seen(low, 101)]) as liar,
-        scripted.node(getLatestBlockhash=[scripted.seen(high, 100)]) as honest,
-        scripted.port(liar, honest) as rpc,
-    ):
-        found = await rpc.newest_blockhash()
-
-    assert (found.slot, found.value.blockhash) == (101, sound.BLOCKHASH)
-    assert found.value.last_valid_block_height == 229
+    assert signed.blockhash == fresh.blockhash
+    assert signed.slot == fresh.slot == vault.net.chain.tip - 1
+    assert signed.last_valid_block_height == fresh.last_valid_block_height
 
 
 # -- Recipients
@@ -316,24 +305,25 @@ async def test_a_token_account_is_no_wallet(vault: Vault) -> None:
 
 
 @pytest.mark.parametrize(
-    "recipient",
+    ("recipient", "why"),
     [
-        str(Pubkey.find_program_address([b"x"], Pubkey.default())[0]),
-        "",
-        "me",
-        "1" * 10_000,
-        MAINNET_USDC_MINT,
-        TOKEN_PROGRAM,
-        SYSTEM_PROGRAM,
-        "SysvarC1ock11111111111111111111111111111111",
+        (str(Pubkey.find_program_address([b"x"], Pubkey.default())[0]), "nobody"),
+        ("", "nobody"),
+        ("me", "nobody"),
+        ("1" * 10_000, "nobody"),
+        (MAINNET_USDC_MINT, TOKEN_PROGRAM),
+        (TOKEN_PROGRAM, "is a program"),
+        (SYSTEM_PROGRAM, "is a program"),
+        ("SysvarC1ock11111111111111111111111111111111", "Sysvar"),
     ],
 )
 async def test_addresses_that_nobody_has_the_key_of_are_refused(
-    vault: Vault, recipient: str
+    vault: Vault, recipient: str, why: str
 ) -> None:
-    assert await refusal(vault.rpc, vault.payment(recipient=recipient)) is (
-        Refusal.RECIPIENT_NOT_A_WALLET
-    )
+    found = await refused(vault.rpc, vault.payment(recipient=recipient))
+
+    assert found.refusal is Refusal.RECIPIENT_NOT_A_WALLET
+    assert why in found.detail
 
 
 @pytest.mark.parametrize("program", [TOKEN_PROGRAM_ID, TOKEN_2022_PROGRAM_ID])
@@ -357,9 +347,10 @@ async def test_a_token_account_with_a_key_of_its_own_is_no_wallet(
     )
     done(net, [create_account(params), initialize_account3(initialising)], account)
 
-    for address in (account.pubkey(), mint):
-        payment = vault.payment(recipient=str(address))
-        assert await refusal(vault.rpc, payment) is Refusal.RECIPIENT_NOT_A_WALLET
+    for address, why in ((account.pubkey(), "token account"), (mint, str(program))):
+        found = await refused(vault.rpc, vault.payment(recipient=str(address)))
+        assert found.refusal is Refusal.RECIPIENT_NOT_A_WALLET
+        assert why in found.detail
 
 
 async def test_a_vault_does_not_pay_itself(vault: Vault) -> None:
@@ -525,6 +516,7 @@ async def test_an_error_about_the_fee_payer_is_not_the_payments(
         ({"InstructionError": [2, {"Custom": 17}]}, Refusal.ACCOUNT_FROZEN),
         ({"InstructionError": [2, {"Custom": 18}]}, Refusal.REJECTED),
         ({"InstructionError": [3, {"Custom": 17}]}, Refusal.REJECTED),
+        ({"InstructionError": [3, {"Custom": 1}]}, Refusal.REJECTED),
         ({"InstructionError": [2, "InvalidAccountData"]}, Refusal.REJECTED),
         ({"SomethingNew": {"of": ["another", "version"]}}, Refusal.REJECTED),
     ],
@@ -536,6 +528,15 @@ async def test_a_simulations_error_becomes_a_refusal(err: object, wanted: Refusa
 
     assert found.value.refusal is wanted
     assert all(signer.signatures == 0 for signer in signers)
+
+
+async def test_an_account_that_cannot_be_where_it_is_decides_nothing() -> None:
+    """No sound node says that another mint's account is at the address of the vault's USDC."""
+    strange = sound.account(sound.token_data(), TOKEN_2022_PROGRAM)
+    accounts = [scripted.seen([None, None, strange])]
+    async with scripted_nodes(getMultipleAccounts=accounts) as (rpc, payment, _):
+        with pytest.raises(RpcError):
+            await judge(rpc, payment)
 
 
 # -- Fees

@@ -7,7 +7,7 @@ import base64
 import copy
 import json
 import logging
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -29,6 +29,7 @@ from pilot_grpc.solana.answers import (
     TokenBalance,
     TokenState,
     Transaction,
+    read_slot,
 )
 from pilot_grpc.solana.clusters import (
     DEVNET,
@@ -57,6 +58,7 @@ from pilot_grpc.solana.faults import (
     TransactionError,
 )
 from pilot_grpc.solana.rpc import Fate, Reads, Rpc
+from tests import canary
 from tests.http_server import Behaviour, drip, flood, hang, hang_up, raw, reset
 from tests.solana.scripted import (
     REQUEST_SECONDS,
@@ -67,6 +69,7 @@ from tests.solana.scripted import (
     envelope,
     error,
     http,
+    hurry,
     node,
     port,
     result,
@@ -400,30 +403,60 @@ async def test_texts_of_nodes_are_cut_and_cleaned() -> None:
     fault.message.encode()
 
 
-async def test_no_key_gets_into_errors_and_logs(caplog: pytest.LogCaptureFixture) -> None:
-    """Neither when the node repeats it, nor by way of what its client writes or raises."""
+BASIC: Final = base64.b64encode(b"userkey111:passkey222").decode()
+KEYS: Final = ["userkey111", "passkey222", "path-key-333", "querykey444", "headerkey555", BASIC]
+SAID: Final = f"unknown keys {' '.join(KEYS)}"
+
+
+@pytest.mark.parametrize(
+    ("step", "kind"),
+    [
+        (error(-32602, SAID), RpcRejected),
+        (error(-32002, SAID, data={"err": {"E": SAID}, "logs": [SAID]}), RpcRejected),
+        (error(-32005, SAID), RpcUnavailable),
+        (error(429, SAID), RpcLimited),
+        (error(SAID, SAID), RpcGarbage),
+        (http(401, {"WWW-Authenticate": SAID}, SAID.encode()), RpcUnavailable),
+        (http(307, {"Location": f"/{KEYS[2]}"}), RpcUnavailable),
+        (result(SAID), RpcGarbage),
+        (body(SAID.encode()), RpcGarbage),
+        (behaving(hang_up(SAID.encode())), RpcUnavailable),
+        (behaving(hang()), RpcUnavailable),
+    ],
+)
+async def test_no_key_gets_into_errors_and_logs(
+    caplog: pytest.LogCaptureFixture, step: Step, kind: type[RpcError]
+) -> None:
+    """Neither when the node repeats it, nor by way of what its client writes or raises.
+
+    Nor is it in the variables of any frame, nor in what the error was raised in spite of.
+    """
     caplog.set_level(logging.DEBUG)
-    keys = ["userkey111", "passkey222", "path-key-333", "querykey444", "headerkey555"]
-    said = f"unknown keys {' '.join(keys)}"
-    async with node(getSlot=[error(-32602, said), http(500), error(-32005, said)]) as one:
+    question = Question("getSlot", [], read_slot)
+    texts = []
+    async with node(getSlot=[step]) as one:
         url = (
             f"http://userkey111:passkey222@127.0.0.1:{one.server.port}"
             "/v2/path-key-333/?api-key=querykey444"
         )
         place = EndpointSettings(url=url, headers={"X-Token": "Bearer headerkey555"})
-        rpc = Rpc(DEVNET, [place], ONCE)
-        texts = [repr(place)]
-        for _ in range(3):
-            with pytest.raises(RpcError) as found:
-                await rpc.slot()
-            texts += [str(found.value), repr(found.value)]
-        await rpc.close()
+        for through_port in (True, False):
+            rpc = Rpc(DEVNET, [place], ONCE)
+            await rpc.start()
+            if kind is RpcUnavailable:
+                hurry(rpc)
+            with pytest.raises(kind) as found:
+                await (rpc.slot() if through_port else rpc._endpoints[0].ask(question))
+            texts += [canary.all_of(found.value), repr(place), repr(rpc)]
+            await rpc.close()
 
-    assert one.server.requests[0].target == "/v2/path-key-333/?api-key=querykey444"
-    assert one.server.requests[0].headers["x-token"] == "Bearer headerkey555"
+    request = one.server.requests[0]
+    assert request.target == "/v2/path-key-333/?api-key=querykey444"
+    assert request.headers["x-token"] == "Bearer headerkey555"
+    assert request.headers["authorization"] == f"Basic {BASIC}"
     texts += [record.getMessage() + str(vars(record)) for record in caplog.records]
-    assert "unknown keys *** *** *** *** ***" in texts[1]
-    assert not [key for key in keys for text in texts if key in text]
+    assert not [key for key in KEYS for text in texts if key in text]
+    assert kind is not RpcRejected or "unknown keys *** *** *** *** *** ***" in texts[0]
 
 
 async def test_a_panic_of_native_code_is_garbage() -> None:

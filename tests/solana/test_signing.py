@@ -5,6 +5,7 @@ import base64
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -36,7 +37,7 @@ from solders.transaction import VersionedTransaction
 from pilot_grpc.sealing import Sealer
 from pilot_grpc.settings import WrappingKey
 from pilot_grpc.solana.custody import Custody
-from pilot_grpc.solana.keychain import BackendRefused, KeychainSigner
+from pilot_grpc.solana.keychain import BackendRefused, KeychainSigner, signer_of_file
 from pilot_grpc.solana.signing import Signer, SigningFailed, VaultSigner, verified
 from tests import canary
 
@@ -302,5 +303,59 @@ async def test_no_signer_shows_the_key_that_it_signs_with() -> None:
 
     assert repr(signer) == f"KeychainSigner(MemorySigner, {canary.ADDRESS})"
     assert len(errors) > 10
+    for error in errors:
+        assert canary.found(canary.all_of(error), told) == set()
+
+
+async def test_a_file_configures_a_backend(tmp_path: Path) -> None:
+    """By the names of solana-keychain: a backend, and the fields of its config."""
+    file = tmp_path / "fee-payer.json"
+    config = {"keypair": [*bytes(canary.KEYPAIR)]}
+    file.write_text(json.dumps({"backend": "memory", "config": config}))
+
+    signer = await signer_of_file(file)
+
+    assert signer.address == canary.ADDRESS
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"backend": "memory"}',
+        '{"backend": "abacus", "config": {}}',
+        '{"backend": "memory", "config": {"keypair": "CANARY"}}',
+        '{"backend": "memory", "config": {"keypair": [1, 2, 3]}}',
+        '{"backend": "vault", "config": {"token": "CANARY"}}',
+    ],
+)
+async def test_a_file_that_configures_no_backend_is_refused_and_not_told(
+    tmp_path: Path, content: str
+) -> None:
+    file = tmp_path / "fee-payer.json"
+    file.write_text(content.replace("CANARY", str(canary.KEYPAIR)))
+
+    with pytest.raises(BackendRefused) as caught:
+        await signer_of_file(file)
+
+    told = canary.traces_of_keypair(canary.KEYPAIR)
+    assert not canary.found(canary.all_of(caught.value), told)
+
+
+async def test_no_error_tells_a_files_content_whichever_step_fails(tmp_path: Path) -> None:
+    """With the variables of every frame: the keypair is in the file, and a token may be."""
+    told = canary.traces_of_keypair(canary.KEYPAIR)
+    file = tmp_path / "fee-payer.json"
+    config = {"keypair": [*bytes(canary.KEYPAIR)]}
+    file.write_text(json.dumps({"backend": "memory", "config": config}))
+
+    def work() -> None:
+        with pytest.raises(StopIteration):
+            signer_of_file(file).send(None)
+
+    errors = list(canary.sabotaged(work, "/keychain.py"))
+
+    assert len(errors) > 20
     for error in errors:
         assert canary.found(canary.all_of(error), told) == set()

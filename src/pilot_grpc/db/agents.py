@@ -85,10 +85,12 @@ SELECT agents.id AS agent_id, vaults.id AS vault_id, projects.id AS project_id,
 """
 
 # What a decision reads. Everything in it changes only under the vault's lock, so it is
-# read after that lock, in a statement of its own, and needs no lock itself.
+# read after that lock, in a statement of its own, and needs no lock itself. The payments of
+# a deleted agent go on, so it is counted for as before.
 SELECT_SPENDERS: Final = """
 SELECT agents.id AS agent_id, vaults.id AS vault_id, projects.status AS project_status,
        agents.status, agents.provider, agents.model, agents.open_holds,
+       agents.deleted_at IS NOT NULL AS is_deleted,
        rules.agent_id IS NOT NULL AS has_rule, rules.per_tx_limit, rules.daily_limit,
        rules.monthly_limit, rules.daily_spent, rules.daily_held, rules.monthly_spent,
        rules.monthly_held, rules.last_reset_at, rules.created_at, rules.updated_at,
@@ -98,7 +100,6 @@ SELECT agents.id AS agent_id, vaults.id AS vault_id, projects.status AS project_
   JOIN vaults ON vaults.project_id = projects.id
   LEFT JOIN agent_budget_rules AS rules ON rules.agent_id = agents.id
  WHERE agents.id = ANY ($1::text[])
-   AND agents.deleted_at IS NULL
 """
 
 UPDATE_AGENT: Final = """
@@ -233,7 +234,7 @@ async def select_homes(conn: Connection, ids: Collection[AgentId]) -> dict[Agent
 
 
 async def select_spenders(conn: Connection, ids: Collection[AgentId]) -> dict[AgentId, Spender]:
-    """Read what decides the spends of agents; their vaults must be locked."""
+    """Read what decides the spends of agents, deleted ones included; vaults must be locked."""
     return {
         row["agent_id"]: Spender(
             agent_id=row["agent_id"],
@@ -244,6 +245,7 @@ async def select_spenders(conn: Connection, ids: Collection[AgentId]) -> dict[Ag
             model=row["model"],
             open_holds=row["open_holds"],
             rule=budget_rule(row) if row["has_rule"] else None,
+            is_deleted=row["is_deleted"],
         )
         for row in await conn.fetch(SELECT_SPENDERS, list(ids))
     }

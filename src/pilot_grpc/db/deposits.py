@@ -6,10 +6,12 @@ from typing import Final, NamedTuple
 
 from pilot_grpc.db.connection import Connection
 from pilot_grpc.db.ledger import event_of
-from pilot_grpc.domain.book import Movement
+from pilot_grpc.domain.book import Acknowledged, Movement
 from pilot_grpc.domain.ids import EventId, VaultId
 from pilot_grpc.domain.ledger import Event
 from pilot_grpc.domain.vaults import OUTFLOWS_NAMED_MAX, Outflow
+
+AT_ONCE: Final = timedelta(0)
 
 INSERT_SCAN: Final = """
 INSERT INTO vault_scans (vault_id)
@@ -79,14 +81,14 @@ SELECT vault_scans.vault_id, vaults.address, vault_scans.scanned_slot,
 UPDATE_SCAN: Final = """
 UPDATE vault_scans
    SET scanned_slot = greatest(scanned_slot, $2::bigint),
-       watched_amount = $3::bigint,
+       watched_amount = coalesce($3::bigint, watched_amount),
        next_scan_at = clock_timestamp() + $4::interval
  WHERE vault_id = $1::text
 """
 
 HURRY_RECONCILIATION: Final = """
 UPDATE vault_scans
-   SET next_reconcile_at = '-infinity'
+   SET next_reconcile_at = least(next_reconcile_at, clock_timestamp() + $2::interval)
  WHERE vault_id = $1::text
 """
 
@@ -97,11 +99,17 @@ SELECT signature
    AND signature = ANY ($2::text[])
 """
 
+# What turns up later, and is as old as a drift that was acknowledged, was in it.
 INSERT_MOVEMENTS: Final = """
 INSERT INTO vault_transactions (vault_id, signature, slot, delta, event_id)
-SELECT vault_id, signature, slot, delta, event_id
+SELECT new.vault_id, new.signature, new.slot, new.delta,
+       coalesce(new.event_id, vault_scans.acknowledged_event_id)
   FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[])
        AS new (vault_id, signature, slot, delta, event_id)
+  LEFT JOIN vault_scans
+    ON vault_scans.vault_id = new.vault_id
+   AND vault_scans.acknowledged_slot >= new.slot
+   AND new.delta <> 0
     ON CONFLICT (vault_id, signature) DO UPDATE
    SET event_id = excluded.event_id
  WHERE vault_transactions.event_id IS NULL
@@ -116,6 +124,20 @@ UPDATE vault_transactions
    AND slot <= $2::bigint
    AND event_id IS NULL
    AND delta <> 0
+"""
+
+NOTE_ACKNOWLEDGED: Final = """
+UPDATE vault_scans
+   SET acknowledged_slot = $2::bigint,
+       acknowledged_event_id = $3::text
+ WHERE vault_id = $1::text
+"""
+
+SELECT_ACKNOWLEDGED: Final = """
+SELECT vault_id, acknowledged_slot, acknowledged_event_id
+  FROM vault_scans
+ WHERE vault_id = ANY ($1::text[])
+   AND acknowledged_slot IS NOT NULL
 """
 
 SELECT_PENDING_DEPOSITS: Final = """
@@ -219,13 +241,18 @@ async def select_watch(conn: Connection, vault_id: VaultId) -> Watch | None:
 async def update_scan(
     conn: Connection, vault_id: VaultId, slot: int, amount: int | None, interval: timedelta
 ) -> None:
-    """Note that all up to a slot is known, and when to look the next time at the latest."""
+    """Note that all up to a slot is known, and when to look the next time at the latest.
+
+    `amount` is what the account held before, None where nothing new is known of that.
+    """
     await conn.execute(UPDATE_SCAN, vault_id, slot, amount, interval)
 
 
-async def hurry_reconciliation(conn: Connection, vault_id: VaultId) -> None:
-    """Let a vault be reconciled as soon as may be."""
-    await conn.execute(HURRY_RECONCILIATION, vault_id)
+async def hurry_reconciliation(
+    conn: Connection, vault_id: VaultId, within: timedelta = AT_ONCE
+) -> None:
+    """Let a vault be reconciled after so long at the latest."""
+    await conn.execute(HURRY_RECONCILIATION, vault_id, within)
 
 
 async def select_known(
@@ -244,8 +271,20 @@ async def insert_movements(conn: Connection, movements: Collection[Movement]) ->
 async def link_acknowledged(
     conn: Connection, vault_id: VaultId, slot: int, event_id: EventId
 ) -> None:
-    """Say to which event belongs what was nobody's; the vault must be locked."""
+    """Say to which event belongs what was nobody's, up to a slot, and what of that turns up yet.
+
+    The vault must be locked.
+    """
     await conn.execute(LINK_ACKNOWLEDGED, vault_id, slot, event_id)
+    await conn.execute(NOTE_ACKNOWLEDGED, vault_id, slot, event_id)
+
+
+async def select_acknowledged(
+    conn: Connection, vault_ids: Collection[VaultId]
+) -> dict[VaultId, Acknowledged]:
+    """Read up to where drifts were acknowledged; the vaults must be locked."""
+    rows = await conn.fetch(SELECT_ACKNOWLEDGED, list(vault_ids))
+    return {row["vault_id"]: Acknowledged(row[1], row[2]) for row in rows}
 
 
 async def select_pending_deposits(conn: Connection, vault_id: VaultId) -> list[Event]:

@@ -36,6 +36,17 @@ SELECT vault_id, revision, event_id, previous_revision, status, amount, failure_
    AND revision = ANY ($2::bigint[])
 """
 
+# What is left to say whether the vault is stopped.
+SELECT_LAST_DRIFT: Final = """
+SELECT vault_id, revision, event_id, previous_revision, status, amount, failure_reason,
+       tx_hash, balance_after, chain_balance_after, held_after, changed_at, digest, drift
+  FROM event_changes
+ WHERE vault_id = $1::text
+   AND event_id IS NULL
+ ORDER BY revision DESC
+ LIMIT 1
+"""
+
 SELECT_EVENTS_AFTER: Final = """
 SELECT id, vault_id, agent_id, type, kind, status, amount, authorized_amount, expires_at,
        failure_reason, decline, tx_hash, metadata, provider, model, refunded_event_id,
@@ -100,6 +111,12 @@ async def select_changes_at(
     """Read a vault's changes by their numbers."""
     rows = await conn.fetch(SELECT_CHANGES_AT, vault_id, list(revisions))
     return {row["revision"]: _change(row) for row in rows}
+
+
+async def select_last_drift(conn: Connection, vault_id: VaultId) -> Change | None:
+    """Read the last change of a vault's drift, if one is left."""
+    row = await conn.fetchrow(SELECT_LAST_DRIFT, vault_id)
+    return None if row is None else _change(row)
 
 
 async def select_events_after(

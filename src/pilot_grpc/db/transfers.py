@@ -20,6 +20,7 @@ DELETE FROM pending_transfers
 """
 
 # Whoever decides that a payment failed must know of its last signature, and of no later one.
+# Rows are locked in the order of their ids wherever several are, so nobody deadlocks.
 LOCK_SIGNATURES: Final = """
 SELECT event_id, signature
   FROM pending_transfers
@@ -74,9 +75,16 @@ SELECT pending.event_id, pending.vault_id, events.agent_id, vaults.address,
 RENEW: Final = """
 UPDATE pending_transfers
    SET leased_until = clock_timestamp() + $3::interval
- WHERE event_id = ANY ($1::text[])
-   AND leased_by = $2::text
-RETURNING event_id
+  FROM (
+           SELECT event_id
+             FROM pending_transfers
+            WHERE event_id = ANY ($1::text[])
+              AND leased_by = $2::text
+            ORDER BY event_id
+              FOR UPDATE
+       ) AS mine
+ WHERE pending_transfers.event_id = mine.event_id
+RETURNING pending_transfers.event_id
 """
 
 POSTPONE: Final = """
@@ -148,7 +156,7 @@ SELECT $1::text, $2::text
  WHERE (
            SELECT count(*)
              FROM recipient_accounts
-            WHERE created_at >= date_trunc('day', clock_timestamp(), 'UTC')
+            WHERE created_at >= (SELECT date_trunc('day', clock_timestamp(), 'UTC'))
        ) < $3::integer
     ON CONFLICT (address) DO UPDATE
    SET event_id = excluded.event_id

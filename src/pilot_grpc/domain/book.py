@@ -48,6 +48,13 @@ class Movement(NamedTuple):
     event_id: EventId | None
 
 
+class Acknowledged(NamedTuple):
+    """Up to which slot an acknowledged drift had all that moved, and the event it became."""
+
+    slot: int
+    event_id: EventId
+
+
 @dataclass(slots=True)
 class Book:
     """What a batch reads and decides.
@@ -61,7 +68,8 @@ class Book:
 
     For payments on chain: `listed` are the agents and recipients of the commands that go
     together, `vault_ids` the vaults that are recipients, `signatures` the transactions that
-    pending payments last signed, and `on_their_way` counts those payments of vaults.
+    pending payments last signed, `on_their_way` counts those payments of vaults, and
+    `in_drifts` says up to where deposits were taken in with a drift.
     """
 
     clock: datetime
@@ -81,6 +89,7 @@ class Book:
     vault_ids: dict[str, VaultId] = field(default_factory=dict)
     signatures: dict[EventId, str | None] = field(default_factory=dict)
     on_their_way: dict[VaultId, int] = field(default_factory=dict)
+    in_drifts: dict[VaultId, Acknowledged] = field(default_factory=dict)
 
     created: dict[EventId, Event] = field(default_factory=dict, init=False)
     changed: dict[EventId, Event] = field(default_factory=dict, init=False)
@@ -112,6 +121,8 @@ class Book:
             before.request.must_equal(request.rpc, request.fingerprint)
         else:
             self._must_be_declinable(self._spender(command.agent_id))
+            if command.recipient is not None:
+                self._must_pay_on_chain()
 
     def answer(self, command: Command, *, may_refuse_decline: bool = False) -> Event:
         """Decide a command, or give the first answer again; raise PilotError to refuse.
@@ -255,7 +266,7 @@ class Book:
 
     def _spender(self, agent_id: AgentId) -> Spender:
         spender = self.spenders.get(agent_id)
-        if spender is None:
+        if spender is None or spender.is_deleted:
             raise errors.NotFound(resource="agent", id=agent_id)
         return spender
 
@@ -405,6 +416,13 @@ class Book:
             or command.landed_slot is None
         ):
             return before
+        acknowledged = self._in_drift(vault, command.landed_slot)
+        if acknowledged is not None:
+            if before is not None:
+                self._undo_deposit(vault, ledger.UndoDeposit(vault.id, before.id))
+            return acknowledged
+        if command.landed_slot is not None:
+            _must_fit(vault, command.amount)
         if before is None:
             event = self._new(vault, EventKind.DEPOSIT, EventStatus.PENDING, command.amount)
             promised = command.event_id if command.event_id not in self.events else None
@@ -417,10 +435,16 @@ class Book:
         else:
             event = before._replace(amount=command.amount)
         if command.landed_slot is not None:
-            _must_fit(vault, command.amount)
             event = event._replace(status=EventStatus.CONFIRMED)
             self._move(event, command.tx_hash, command.landed_slot)
         return self._record(vault, before, event)
+
+    def _in_drift(self, vault: Vault, slot: int | None) -> Event | None:
+        """Return the event that took in what landed in a slot, if an acknowledged drift did."""
+        drift = self.in_drifts.get(vault.id)
+        if drift is None or slot is None or slot > drift.slot:
+            return None
+        return self._event(drift.event_id)
 
     def _undo_deposit(self, vault: Vault, command: ledger.UndoDeposit) -> Event:
         deposit = self._event(command.event_id)
@@ -480,6 +504,7 @@ class Book:
             for kind, amount in parts
         ]
         self.acknowledged.append((drift, events[0].id))
+        self.in_drifts[vault.id] = Acknowledged(drift.slot, events[0].id)
         return events[0]
 
     def _new(self, vault: Vault, kind: EventKind, status: EventStatus, amount: int) -> Event:
@@ -592,12 +617,22 @@ def _parts(vault: Vault, amount: int) -> list[tuple[EventKind, int]]:
     What is missing is taken from both figures, and what the balance no longer has, because
     it was spent on metered use, from the chain balance alone.
     """
-    if abs(amount) > ledger.AMOUNT_MAX or amount > BALANCE_MAX - vault.balance - vault.held:
-        raise errors.BalanceTooLarge(balance=vault.balance, limit=BALANCE_MAX)
     if amount > 0:
-        return [(EventKind.DEPOSIT, amount)]
+        _must_fit(vault, amount)
+        return _pieces(EventKind.DEPOSIT, amount)
     if -amount > vault.chain_balance:
         raise errors.DriftChanged(amount=-vault.chain_balance)
     withdrawn = min(-amount, vault.balance)
-    parts = [(EventKind.WITHDRAWAL, -withdrawn), (EventKind.SETTLEMENT, amount + withdrawn)]
-    return [(kind, part) for kind, part in parts if part]
+    return [
+        *_pieces(EventKind.WITHDRAWAL, -withdrawn),
+        *_pieces(EventKind.SETTLEMENT, amount + withdrawn),
+    ]
+
+
+def _pieces(kind: EventKind, amount: int) -> list[tuple[EventKind, int]]:
+    """Divide an amount into what single events can be; nothing comes of nothing."""
+    sign, left = (1, amount) if amount > 0 else (-1, -amount)
+    return [
+        (kind, sign * min(ledger.AMOUNT_MAX, left - begun))
+        for begun in range(0, left, ledger.AMOUNT_MAX)
+    ]

@@ -234,7 +234,10 @@ def counted_of(event: Event | None) -> Counted:
 
 @dataclass(slots=True)
 class Spender:
-    """What a decision reads of an agent, and what the decision changes of it."""
+    """What a decision reads of an agent, and what the decision changes of it.
+
+    One that is deleted spends no more; what is on its way still counts for it.
+    """
 
     agent_id: AgentId
     vault_id: VaultId
@@ -244,6 +247,7 @@ class Spender:
     model: str | None
     open_holds: int
     rule: BudgetRule | None
+    is_deleted: bool = False
 
 
 class Payment(NamedTuple):

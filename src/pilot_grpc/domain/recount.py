@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from pilot_grpc.domain.ledger import Change, Event, EventStatus, digest_of, figures_of
-from pilot_grpc.domain.vaults import Vault
+from pilot_grpc.domain.vaults import Vault, decode_drift
 
 
 class Discrepancy(NamedTuple):
@@ -169,6 +169,21 @@ def check_vault(running: Running, vault: Vault) -> Discrepancy | None:
             "vaults", vault.id, "last_change_at", f"at or after {earliest}", str(found_at)
         )
     return None
+
+
+def check_drift(vault: Vault, last: Change | None, trimmed: int = 0) -> Discrepancy | None:
+    """Compare what stops a vault with the last change of its drift.
+
+    Without one it is not stopped, unless that was trimmed: then nothing is left to compare.
+    """
+    if last is None and trimmed:
+        return None
+    expected = None
+    if last is not None and last.drift is not None and last.status is EventStatus.PENDING:
+        expected = decode_drift(last.drift)
+    if vault.drift == expected:
+        return None
+    return Discrepancy("vaults", vault.id, "drift", str(expected), str(vault.drift))
 
 
 def check_event(

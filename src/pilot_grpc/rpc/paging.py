@@ -23,6 +23,7 @@ PAGE_BYTES_MAX: Final = 2 * 1024 * 1024
 NOT_OURS: Final = "is not a token of this request"
 _NOT_BOUND: Final = frozenset({"page_token", "page_size"})
 _ID: Final = re.compile("[a-z0-9]{1,32}")
+_ADDRESS: Final = re.compile("[1-9A-HJ-NP-Za-km-z]{32,44}")
 
 T = TypeVar("T")
 
@@ -99,6 +100,13 @@ def read_id(text: str) -> str:
     return text
 
 
+def read_address(text: str) -> str:
+    """Read an address of a token. Raises TypeError, ValueError."""
+    if not _ADDRESS.fullmatch(text):
+        raise ValueError(text)
+    return text
+
+
 def address(message: Any) -> str:
     """Return a place in an order by address; empty for the first page. Raises InvalidRequest."""
     where = place(message)
@@ -106,7 +114,7 @@ def address(message: Any) -> str:
         return ""
     try:
         (after,) = where
-        return read_text(after)
+        return read_address(after)
     except (TypeError, ValueError):
         raise not_ours() from None
 

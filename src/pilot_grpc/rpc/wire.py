@@ -626,7 +626,8 @@ def change(value: Update, *, for_agent: bool) -> ledger_pb2.Change:
         vault_figures=figures,
     )
     if value.drift is not None:
-        is_open = value.status is EventStatus.PENDING
+        # As text from its row, which equals the member and is not the same object.
+        is_open = value.status == EventStatus.PENDING
         written.drift.CopyFrom(drift(decode_drift(value.drift), is_open=is_open))
     elif value.type is not None and value.kind is not None:
         written.event.CopyFrom(_event_then(value, value.type, value.kind, for_agent=for_agent))

@@ -183,7 +183,9 @@ async def _read_payments(conn: Connection, book: Book, commands: Sequence[Comman
     promised = [c.event_id for c in commands if isinstance(c, RecordDeposit)]
     if promised:
         known = [id_ for (_, type_, _), id_ in book.tx_hashes.items() if type_ is EventType.FUNDING]
+        book.in_drifts = await deposits_db.select_acknowledged(conn, book.vaults)
         ids = {*known, *(id_ for id_ in promised if id_ is not None)}
+        ids |= {drift.event_id for drift in book.in_drifts.values()}
         book.events |= await ledger_db.select_events_by_id(conn, ids)
     pairs = {(c.agent_id, c.recipient) for c in commands if isinstance(c, Spend) and c.recipient}
     if pairs:
@@ -192,9 +194,9 @@ async def _read_payments(conn: Connection, book: Book, commands: Sequence[Comman
     recipients |= {c.recipient for c in commands if isinstance(c, Withdraw | Settle)}
     if recipients:
         book.vault_ids = await vaults_db.select_vault_ids(conn, recipients)
-    failing = {c.event_id for c in commands if isinstance(c, FailTransfer)}
-    if failing:
-        book.signatures = await transfers_db.lock_signatures(conn, failing)
+    decided = {c.event_id for c in commands if isinstance(c, ConfirmTransfer | FailTransfer)}
+    if decided:
+        book.signatures = await transfers_db.lock_signatures(conn, decided)
     drifting = {c.vault_id for c in commands if isinstance(c, AcknowledgeDrift)}
     if drifting:
         book.on_their_way = await transfers_db.count_pending(conn, drifting)

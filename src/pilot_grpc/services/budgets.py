@@ -51,12 +51,13 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """What owners set, and agents ask."""
+    """What owners set, and agents ask. Without `pays_on_chain` nobody asks about a recipient."""
 
     database: Database
     clock: Clock
     homes: Homes
     new_id: Callable[[], str]
+    pays_on_chain: bool = False
 
     async def set(self, caller: Caller, agent_id: AgentId, limits: Limits) -> BudgetRule:
         """Set an agent's limits, under the vault's lock. Raises NotFound.
@@ -115,15 +116,18 @@ class Budgets:
         """Say how a spend would be decided now, without a lock and holding nothing.
 
         Holds that are overdue are looked through, as a decision would settle them first.
-        Raises NotFound, and InvalidRequest for a recipient that is no wallet.
+        Raises NotFound, RecipientUnsupported, and InvalidRequest for a recipient that is no
+        wallet.
         """
         if recipient is not None:
             must_be_wallet(recipient)
         home = (await self.homes.of(caller, [agent_id]))[agent_id]
+        if recipient is not None and not self.pays_on_chain:
+            raise errors.RecipientUnsupported
         async with self.database.snapshot() as conn:
             vault = await vaults_db.select_vault(conn, home.vault_id, caller.user_id)
             spender = (await agents_db.select_spenders(conn, [agent_id])).get(agent_id)
-            if vault is None or spender is None:
+            if vault is None or spender is None or spender.is_deleted:
                 raise errors.NotFound(resource="agent", id=agent_id)
             now = vault.time(await self.clock(conn))
             payment = None

@@ -1,6 +1,7 @@
 """What an installation works with on Solana: its nodes, its USDC, and whose keys sign."""
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -62,6 +63,15 @@ class Signers:
             raise errors.NotFound(resource="vault", id=vault_id)
         return VaultSigner(self.custody, SealedKey(*key))
 
+    async def of_fees(self) -> Signer:
+        """Return the signer of the fees; a sealed key as it is now, for it may be re-wrapped.
+
+        Raises NotFound without its key.
+        """
+        if isinstance(self.fee_payer, VaultSigner):
+            return await self.of(FEE_PAYER)
+        return self.fee_payer
+
 
 async def sealed_fee_payer(database: Database, custody: Custody) -> Signer:
     """Return the signer of the key that pays the fees; the first process makes it."""
@@ -118,6 +128,24 @@ class FeePayer:
             lamports,
             self._low_lamports,
         )
+
+
+class Complaints:
+    """Warns of one thing once a minute, however often it happens."""
+
+    SECONDS: Final = 60.0
+
+    def __init__(self, logger: logging.Logger) -> None:
+        """Take whose log it is."""
+        self._log = logger
+        self._said: dict[str, float] = {}
+
+    def __call__(self, text: str, *details: object) -> None:
+        """Warn, unless it was said just now; `text` is which thing it is."""
+        now = time.monotonic()
+        if now - self._said.get(text, float("-inf")) >= self.SECONDS:
+            self._said[text] = now
+            self._log.warning(text, *details)
 
 
 def must_be_wallet(recipient: str, field: str = "recipient") -> None:

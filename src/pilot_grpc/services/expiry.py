@@ -24,10 +24,17 @@ CLEAN_SECONDS: Final = 600.0
 FROZEN_MAX: Final = timedelta(seconds=15)
 
 
-async def every(seconds: float, duty: Callable[[], Awaitable[object]]) -> None:
-    """Do a duty again and again; a failure is logged, and the next turn comes."""
+async def every(
+    seconds: float, duty: Callable[[], Awaitable[object]], *, first: float | None = None
+) -> None:
+    """Do a duty again and again, the first time after `first` seconds, if that is another wait.
+
+    A failure is logged, and the next turn comes.
+    """
+    wait = seconds if first is None else first
     while True:
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(wait)
+        wait = seconds
         try:
             await duty()
         except PilotError as error:

@@ -84,7 +84,8 @@ class Ledger:
         DeclinesLimited, Overloaded, RecipientUnsupported, and InvalidRequest for a recipient
         that is no wallet.
         """
-        _must_pay_wallets([order])
+        if order.recipient is not None:
+            must_be_wallet(order.recipient)
         vault_id = await self._vault_of(caller, [order.agent_id])
         return (await self._decide(vault_id, [_spend(order, vault_id)]))[0]
 
@@ -318,8 +319,7 @@ class Ledger:
 def _must_pay_wallets(orders: Sequence[SpendOrder]) -> None:
     for at, order in enumerate(orders):
         if order.recipient is not None:
-            field = "recipient" if len(orders) == 1 else f"spends[{at}].recipient"
-            must_be_wallet(order.recipient, field)
+            must_be_wallet(order.recipient, f"spends[{at}].recipient")
 
 
 def _spend(order: SpendOrder, vault_id: VaultId) -> Spend:

@@ -19,7 +19,7 @@ from pilot_grpc.db.deposits import Expected, Watch
 from pilot_grpc.domain.ids import VaultId
 from pilot_grpc.domain.vaults import Drift
 from pilot_grpc.services.books import Books
-from pilot_grpc.services.chain import Chain
+from pilot_grpc.services.chain import Chain, Complaints
 from pilot_grpc.services.deposits import Deposits
 from pilot_grpc.solana import history
 from pilot_grpc.solana.faults import RpcError, RpcUnavailable
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 ROUND_SECONDS: Final = 1.0
 VAULTS_PER_ROUND_MAX: Final = 100
+# A vault that could not be compared, because the chain was away, say, has its turn again.
+RETRY: Final = timedelta(seconds=10)
 AT_ONCE_MAX: Final = 4
 
 
@@ -65,6 +67,7 @@ class Reconciler:
         self._new_id = new_id
         self._interval = interval
         self._slots = asyncio.Semaphore(AT_ONCE_MAX)
+        self._complain = Complaints(log)
 
     async def round(self) -> None:
         """Compare those vaults whose turn it is."""
@@ -77,13 +80,23 @@ class Reconciler:
         try:
             async with self._slots:
                 found = await self.reconcile(watch.vault_id)
-        except RpcError as fault:
-            log.warning("vault %s was not reconciled: %s", watch.vault_id, fault)
-        except errors.PilotError as error:
-            log.warning("vault %s was not reconciled: %s", watch.vault_id, error.message)
-        else:
             for warning in found.warnings:
                 log.error("vault %s: %s", watch.vault_id, warning)
+        except RpcError as fault:
+            self._complain("vaults are not reconciled: %s", fault)
+            await self._retry(watch)
+        except errors.PilotError as error:
+            log.warning("vault %s was not reconciled: %s", watch.vault_id, error.message)
+        except Exception:
+            log.exception("vault %s was not reconciled", watch.vault_id)
+
+    async def _retry(self, watch: Watch) -> None:
+        """Give a vault its next turn sooner than it would come."""
+        try:
+            async with self._database.transaction() as conn:
+                await deposits_db.hurry_reconciliation(conn, watch.vault_id, RETRY)
+        except errors.PilotError as error:
+            log.warning("vault %s is not reconciled soon: %s", watch.vault_id, error.message)
 
     async def reconcile(self, vault_id: VaultId) -> Reconciliation:
         """Compare a vault with the chain, and stop it if they differ.
@@ -100,7 +113,9 @@ class Reconciler:
         watch = await self._watch(vault_id)
         account = self._chain.account_of(watch.address)
         holdings = await history.holdings(self._chain.rpc, account, self._chain.usdc_mint)
-        known = await self._deposits.scan(watch, min_slot=holdings.slot, from_slot=from_slot)
+        known = await self._deposits.scan(
+            watch, holdings.amount, min_slot=holdings.slot, from_slot=from_slot
+        )
         if known < holdings.slot:
             raise RpcUnavailable("the history up to the balance is not to be had yet")
         amount = holdings.amount if holdings.owner in {None, watch.address} else 0
@@ -140,7 +155,9 @@ class Reconciler:
                 raise errors.NotFound(resource="vault", id=vault_id)
             vault, difference = book.vaults[vault_id], amount - expected.amount
             before = vault.drift
-            if difference == (before.amount if before is not None else 0):
+            # A node that is behind says nothing about what was found since.
+            is_older = before is not None and slot < before.slot
+            if is_older or difference == (before.amount if before is not None else 0):
                 await self._books.write(conn, book)
                 return before
             drift = Drift(
@@ -150,7 +167,7 @@ class Reconciler:
                 found_amount=amount,
                 expected_amount=expected.amount,
                 outflows=tuple(await deposits_db.select_outflows(conn, vault_id, slot)),
-                created_at=book.now(vault),
+                created_at=before.created_at if before is not None else book.now(vault),
             )
             book.stop(drift)
             await self._books.write(conn, book)

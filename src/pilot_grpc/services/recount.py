@@ -134,6 +134,9 @@ async def _verify_changes(conn: Connection, vault: Vault, done: int, limit: int)
     if len(changes) == limit:
         return AuditPage(None, limit, Place(Phase.CHANGES, running.revision))
     wrong = recount.check_vault(running, vault)
+    if wrong is None:
+        last_drift = await recount_db.select_last_drift(conn, vault.id)
+        wrong = recount.check_drift(vault, last_drift, trimmed)
     return AuditPage(wrong, len(changes) + 1, None if wrong else Place(Phase.EVENTS))
 
 

@@ -31,7 +31,7 @@ from pilot_grpc.domain.ledger import (
     FailureReason,
     SightTransfer,
 )
-from pilot_grpc.services.chain import Chain, Signers
+from pilot_grpc.services.chain import Chain, Complaints, Signers
 from pilot_grpc.services.lanes import Lanes
 from pilot_grpc.solana import payments
 from pilot_grpc.solana.answers import Commitment, Status
@@ -58,6 +58,11 @@ RENEW_SECONDS: Final = 4.0
 IDLE_SECONDS: Final = 1.0
 # A transaction that nobody has seen is sent again so often.
 RESEND_SECONDS: Final = 2.0
+# So many times as often as else, the chain is asked about what was just sent; when there is
+# much of it all the time, less often.
+HASTE: Final = 10
+HASTE_OF_MANY: Final = 2
+FEW_MAX: Final = 4
 # Nodes remember as much without their history.
 RECENT_SECONDS: Final = 45.0
 RETRY_SECONDS_MIN: Final = 0.5
@@ -145,6 +150,7 @@ class Transfers:
         self._accounts_per_day = accounts_per_day
         self._poll_seconds = poll.total_seconds()
         self._prices = RecentPrices()
+        self._complain = Complaints(log)
         self._work = _Work()
         self._slots = asyncio.Semaphore(AT_ONCE_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -188,22 +194,30 @@ class Transfers:
                     await self._claim()
                 await self._follow()
             except errors.PilotError as error:
-                log.warning("payments wait: %s", error.message)
+                self._complain("payments wait: %s", error.message)
             except RpcError as fault:
-                log.warning("payments wait for the chain: %s", fault)
+                self._complain("payments wait for the chain: %s", fault)
             except Exception:
                 log.exception("payments wait")
             await self._pause()
 
     async def _pause(self) -> None:
-        seconds = self._poll_seconds if self._work.followed else IDLE_SECONDS
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(self._pause_seconds()):
                 await self._awake.wait()
         except TimeoutError:
             return
         # Those that come together are claimed together.
         await asyncio.sleep(0)
+
+    def _pause_seconds(self) -> float:
+        """Say when to ask again: what was just sent is likely to land soon."""
+        followed = self._work.followed.values()
+        if not followed:
+            return IDLE_SECONDS
+        youngest = asyncio.get_running_loop().time() - max(each.since for each in followed)
+        haste = HASTE if len(followed) <= FEW_MAX else HASTE_OF_MANY
+        return min(max(youngest / 2, self._poll_seconds / haste), self._poll_seconds)
 
     async def _renew(self) -> None:
         ids = self._work.ids
@@ -220,13 +234,17 @@ class Transfers:
             return
         async with self._database.transaction() as conn:
             ids = await transfers_db.claim(conn, self._worker, LEASE, room)
-        if ids:
-            await self._take(ids)
+            transfers = await transfers_db.select_transfers(conn, ids, self._worker) if ids else []
+        self._go_on(transfers)
 
-    async def _take(self, ids: Iterable[EventId]) -> None:
-        """Go on with payments that were claimed, wherever somebody else may have stopped."""
+    async def _take(self, event_id: EventId) -> None:
+        """Look anew at a payment that this process has."""
         async with self._database.transaction() as conn:
-            transfers = await transfers_db.select_transfers(conn, list(ids), self._worker)
+            transfers = await transfers_db.select_transfers(conn, [event_id], self._worker)
+        self._go_on(transfers)
+
+    def _go_on(self, transfers: Iterable[Transfer]) -> None:
+        """Go on with payments, wherever this or another process has stopped."""
         for transfer in transfers:
             if transfer.sent is None:
                 self._begin(transfer)
@@ -292,7 +310,7 @@ class Transfers:
             payment,
             judgement,
             await self._signers.of(transfer.vault_id),
-            self._signers.fee_payer,
+            await self._signers.of_fees(),
             self._policy,
             self._prices,
         )
@@ -416,7 +434,7 @@ class Transfers:
         """Let go of a payment that is decided, and look anew at one that is not."""
         self._work.followed.pop(event.id, None)
         if event.status is EventStatus.PENDING:
-            await self._take([event.id])
+            await self._take(event.id)
 
     async def _care_for_missing(self, missing: Sequence[_Followed], now: float) -> None:
         """End what can no longer land, and send again what nobody has seen."""
@@ -465,4 +483,4 @@ class Transfers:
             "payment %s did not land in time; attempt %s begins", transfer.event_id, attempt
         )
         self._work.followed.pop(transfer.event_id, None)
-        await self._take([transfer.event_id])
+        await self._take(transfer.event_id)

@@ -8,12 +8,13 @@ be a JSON-RPC response to this very request before anything looks into it.
 """
 
 import asyncio
+import base64
 import json
 import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from random import uniform
@@ -39,14 +40,17 @@ from pilot_grpc.solana.faults import (
     RpcLimited,
     RpcRejected,
     RpcUnavailable,
+    TransactionError,
     clean,
 )
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-# It writes every URL at INFO, and the URLs of RPC providers hold their customers' keys.
-logging.getLogger("httpx2").setLevel(logging.WARNING)
+# It writes every URL at INFO, and below it the headers of answers, such as where else to ask. The
+# URLs of RPC providers hold their customers' keys.
+for _library in ("httpx2", "httpcore2"):
+    logging.getLogger(_library).setLevel(logging.WARNING)
 
 SMALL_BYTES_MAX: Final = 64 * 1024
 RETRY_AFTER_SECONDS_MAX: Final = 60.0
@@ -289,15 +293,17 @@ class Endpoint:
         request = {"jsonrpc": "2.0", "id": number, "method": question.method}
         body = json.dumps(request | {"params": question.params}).encode()
         try:
-            raw = await self._post(body, question)
-            return question.read(self._result(raw, number))
-        except RpcError:
-            raise
+            return question.read(self._result(await self._post(body, question), number))
+        except RpcError as error:
+            fault = error
         except _NOT_THE_NODES:
             raise
         except BaseException as error:  # noqa: BLE001 - see above
             kind = type(error).__name__
-            raise RpcGarbage(f"{self.name}: {question.method} cannot be read ({kind})") from None
+            fault = RpcGarbage(f"{self.name}: {question.method} cannot be read ({kind})")
+        # How it came about is left behind: its variables are the URL, and what the node said.
+        fault.__context__ = None
+        raise fault.with_traceback(None)
 
     async def _post(self, body: bytes, question: Question[T]) -> bytes:
         """Return the body of a response. Everything that keeps it from coming is one fault."""
@@ -386,12 +392,16 @@ class Endpoint:
         return RpcRejected(
             code,
             message,
-            err=_or_none(read_transaction_error, found.get("err")),
+            err=_or_none(self._transaction_error, found.get("err")),
             logs=tuple(map(self._cleaned, read_logs(found.get("logs")))),
             units=_or_none(
                 lambda units: read_integer(units, "the units", U64_MAX), found.get("unitsConsumed")
             ),
         )
+
+    def _transaction_error(self, value: object) -> TransactionError:
+        err = read_transaction_error(value)
+        return replace(err, detail=err.detail and self._cleaned(err.detail))
 
     def _cleaned(self, text: str) -> str:
         """Cut a node's text, and blot out our keys: some providers repeat them in errors."""
@@ -435,6 +445,10 @@ def _secrets(settings: EndpointSettings) -> list[str]:
     pieces += re.split(r"[/?&=;#]", f"{parts.path}/{parts.query}")
     pieces += [word for value in settings.headers.values() for word in value.split()]
     found = {each for piece in pieces if piece for each in (piece, unquote(piece))}
+    if parts.username is not None:
+        # How the client sends them.
+        both = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        found.add(base64.b64encode(both.encode()).decode())
     return sorted((each for each in found if len(each) >= SECRET_CHARACTERS_MIN), key=len)[::-1]
 
 

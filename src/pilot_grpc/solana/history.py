@@ -25,11 +25,13 @@ from pilot_grpc.solana.answers import (
     TokenState,
     Transaction,
 )
-from pilot_grpc.solana.faults import RpcBehind, RpcGarbage
+from pilot_grpc.solana.faults import RpcBehind, RpcDisagreed, RpcGarbage
 from pilot_grpc.solana.rpc import SIGNATURE_ROWS_MAX, Reads, Rpc
 
 # When so many rows have been read and the floor is not reached, the rest is for another call.
 ROWS_MAX: Final = 10_000
+# Two nodes are about a minute apart at most, or one of them does not tell the truth.
+SLOTS_APART_MAX: Final = 150
 # With three rows or more, some of them come after the one in the middle, whatever their order.
 ROWS_WITH_A_MIDDLE: Final = 3
 
@@ -219,14 +221,20 @@ def _since(floor_slot: int, found: dict[str, SignatureRow]) -> list[SignatureRow
 
 
 async def movement(
-    rpc: Rpc, signature: str, account: str, mint: str, *, commitment: Commitment
+    rpc: Rpc,
+    signature: str,
+    account: str,
+    mint: str,
+    *,
+    commitment: Commitment,
+    counts: bool = False,
 ) -> Movement | None:
     """Return what a transaction did to a token account; None when the chain does not show it.
 
-    At FINALIZED two endpoints must say the same (one, if one is configured): which slot, how
-    much, and whether it failed. That it is not there needs two as well: a node that hides a
-    transaction, or one that lags, makes the others' word RpcDisagreed, and never None.
-    Otherwise the word of any node is enough, and may change.
+    At FINALIZED, and where it `counts` before that, two endpoints must say the same (one, if
+    one is configured): which slot, how much, and whether it failed. That it is not there needs
+    two as well: a node that hides a transaction, or one that lags, makes the others' word
+    RpcDisagreed, and never None. Otherwise the word of any node is enough, and may change.
 
     Raises RpcErrors.
     """
@@ -238,7 +246,7 @@ async def movement(
     def verdict(found: Movement | None) -> Hashable:
         return "absent" if found is None else (found.slot, found.delta, found.failed)
 
-    if commitment is Commitment.FINALIZED:
+    if counts or commitment is Commitment.FINALIZED:
         return await rpc.agreed(look, verdict)
     return await look(rpc, 0)
 
@@ -268,15 +276,21 @@ def _amount(balances: Sequence[TokenBalance], account: str, mint: str) -> int:
 async def holdings(rpc: Rpc, account: str, mint: str) -> Holdings:
     """Return what a token account holds, as two endpoints see it (one, if one is configured).
 
-    While money moves, two nodes that are not at the same slot can differ: that is RpcDisagreed,
-    and may be tried again. Raises RpcErrors.
+    The slot is the oldest of theirs. While money moves, two nodes that are not at the same slot
+    can differ: that is RpcDisagreed, as are slots too far apart, and may be tried again. Raises
+    RpcErrors.
     """
+    slots = []
 
     async def look(node: Reads, slot: int) -> Holdings:
         found = await node.account_info(account, min_context_slot=slot)
+        slots.append(found.slot)
         return _holdings(found.slot, found.value, mint)
 
-    return await rpc.agreed(look, lambda found: replace(found, slot=0))
+    found = await rpc.agreed(look, lambda found: replace(found, slot=0))
+    if max(slots) - min(slots) > SLOTS_APART_MAX:
+        raise RpcDisagreed("RPC endpoints contradict each other about the slot")
+    return replace(found, slot=min(slots))
 
 
 def _holdings(slot: int, account: Account | None, mint: str) -> Holdings:

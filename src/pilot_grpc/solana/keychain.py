@@ -6,14 +6,25 @@ solana-keychain, too. Nothing else here imports it.
 
 Which keys these can be: no backend makes keys, and a vault comes with its project, so the
 keys of vaults are made and sealed by Pilot (custody.py). A key of the installation, the one
-that pays the fees, can be a backend's: a setting names it, `bootstrap` builds the
-`KeychainSigner`, and whoever sends is given a `Signer`, whichever it is.
+that pays the fees, can be a backend's: a setting names the file that configures it,
+`bootstrap` builds the `KeychainSigner`, and whoever sends is given a `Signer`, whichever it is.
 """
 
 import asyncio
-from typing import Final
+import importlib
+import json
+from pathlib import Path
+from typing import Any, Final
 
-from solana_keychain import ModifyingSigner, SendingSigner, SignerError, TransactionSigner
+from solana_keychain import (
+    SUPPORTED_BACKENDS,
+    ModifyingSigner,
+    SendingSigner,
+    SignerError,
+    TransactionSigner,
+    create_keychain_signer,
+)
+from solders.keypair import Keypair
 from solders.message import from_bytes_versioned, to_bytes_versioned
 from solders.pubkey import Pubkey
 from solders.signature import Signature
@@ -88,3 +99,54 @@ class KeychainSigner:
         if self._pubkey not in parsed.account_keys[:count]:
             raise SigningFailed(f"the transaction needs no signature of {self.address}")
         return VersionedTransaction.populate(parsed, [Signature.default()] * count)
+
+
+async def signer_of_file(path: Path) -> KeychainSigner:
+    """Build the signer that a file configures: {"backend": "vault", "config": {...}}.
+
+    The backend is one of solana-keychain's names, and the fields are those of its config.
+    Raises BackendRefused, whose text has nothing of the file's content.
+    """
+    made = await _made(path)
+    if isinstance(made, _Reason):
+        # Not where the error is caught: what went before it has the content in its variables.
+        raise BackendRefused(made)
+    return KeychainSigner(made)
+
+
+class _Reason(str):
+    """Why there is no backend."""
+
+    __slots__ = ()
+
+
+async def _made(path: Path) -> object:
+    """Make the backend that a file configures. Whatever goes wrong, only its kind is told."""
+    try:
+        backend, fields = _wanted(path)
+        if backend not in SUPPORTED_BACKENDS:
+            return _Reason(f"a backend is one of {', '.join(SUPPORTED_BACKENDS)}")
+        return await create_keychain_signer(backend, _config(backend, fields))
+    except SignerError as error:
+        return _Reason(f"the backend cannot be used: {error.code.value}")
+    except ImportError as error:
+        return _Reason(f"the backend needs the package {error.name}")
+    except Exception as error:  # noqa: BLE001 - fourteen backends, each with an SDK of its own
+        return _Reason(f"the file does not configure a backend ({type(error).__name__})")
+
+
+def _wanted(path: Path) -> tuple[str, dict[str, Any]]:
+    wanted = json.loads(path.read_text())
+    return wanted["backend"], wanted["config"]
+
+
+def _config(backend: str, fields: dict[str, Any]) -> Any:
+    """Make the config of a backend, whose class is named after it.
+
+    The memory backend's keypair is written as `solana-keygen` writes it: 64 numbers.
+    """
+    if backend == "memory":
+        fields = {"keypair": Keypair.from_bytes(bytes(fields["keypair"]))}
+    module = importlib.import_module(f"solana_keychain.{backend.replace('-', '_')}")
+    (name,) = (name for name in dir(module) if name.endswith("SignerConfig"))
+    return getattr(module, name)(**fields)

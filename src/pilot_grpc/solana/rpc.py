@@ -62,6 +62,9 @@ ACCOUNTS_MAX: Final = 100
 FEE_ACCOUNTS_MAX: Final = 128
 ACCOUNT_DATA_BYTES_MAX: Final = 10 * 1024 * 1024
 TRANSACTION_BYTES_MAX: Final = 1_232
+# Anybody can name a vault in a transaction of the newest format. What is read of one, its keys
+# and the token balances beside it, is the same in all.
+TRANSACTION_VERSION_MAX: Final = 1
 
 # How long an answer may be. A row of a history holds the memo, which its payer chose: up to a
 # kilobyte of control characters, which JSON writes with six letters each.
@@ -292,7 +295,11 @@ class Reads:
         self, signature: str, commitment: Commitment = Commitment.FINALIZED
     ) -> Transaction | None:
         """Return a transaction with its token balances; None where this node does not have it."""
-        config = _config(commitment, encoding="json", maxSupportedTransactionVersion=0)
+        config = _config(
+            commitment,
+            encoding="json",
+            maxSupportedTransactionVersion=TRANSACTION_VERSION_MAX,
+        )
         question = Question(
             "getTransaction",
             [signature, config],

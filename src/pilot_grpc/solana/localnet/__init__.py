@@ -18,18 +18,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Final
 
+import uvloop
 from solders.pubkey import Pubkey
 
 from pilot_grpc.solana.localnet import endpoint, server
+from pilot_grpc.solana.localnet.address import address, published
 from pilot_grpc.solana.localnet.chain import Chain
-from pilot_grpc.solana.localnet.errors import LocalnetError
+from pilot_grpc.solana.localnet.errors import LocalnetError, LocalnetInUse
 from pilot_grpc.solana.localnet.faults import FOR_EVER, Fault, Faults, Kind
 from pilot_grpc.solana.localnet.rpc import GENESIS_HASH, Node
 from pilot_grpc.solana.localnet.tokens import FAUCET, USDC, USDC_DECIMALS
@@ -46,6 +50,9 @@ __all__ = [
     "Kind",
     "Localnet",
     "LocalnetError",
+    "LocalnetInUse",
+    "address",
+    "in_thread",
     "running",
 ]
 
@@ -125,7 +132,10 @@ async def running(
     The first endpoint listens on `port`, further ones on any. There is a slot every `slot_ms`, or
     with `manual` only when `tick` asks for one. While nothing runs, the chain stands still.
 
-    Raises LocalnetError when the directory is in use or the address cannot be listened on.
+    With a directory, `address` answers the URL of the first endpoint to other processes.
+
+    Raises LocalnetInUse when the directory's chain runs already, and LocalnetError when it cannot
+    be read or the address cannot be listened on.
     """
     chain = Chain(home, confirmed_slots=confirmed_slots, finalized_slots=finalized_slots, now=now)
     async with AsyncExitStack() as stack:
@@ -138,7 +148,41 @@ async def running(
         if not manual:
             clock = asyncio.create_task(_keep_time(chain, slot_ms / 1_000))
             stack.push_async_callback(_stop, clock)
-        yield Localnet(chain, tuple(nodes))
+        net = Localnet(chain, tuple(nodes))
+        if home is not None:
+            stack.enter_context(published(home, net.url))
+        yield net
+
+
+@contextmanager
+def in_thread(home: Path, *, slot_ms: float, finalized_slots: int) -> Iterator[str]:
+    """Run the chain of a directory in a thread while the context lasts, and give its URL.
+
+    Raises LocalnetInUse and LocalnetError, as `running` does.
+    """
+    loop = uvloop.new_event_loop()
+    started = Future[str]()
+    stopping = asyncio.Event()
+
+    async def serve() -> None:
+        async with AsyncExitStack() as stack:
+            chain = running(home, slot_ms=slot_ms, finalized_slots=finalized_slots)
+            try:
+                net = await stack.enter_async_context(chain)
+            except Exception as error:  # noqa: BLE001 - it is raised where the chain is wanted
+                started.set_exception(error)
+                return
+            started.set_result(net.url)
+            await stopping.wait()
+
+    thread = Thread(target=loop.run_until_complete, args=(serve(),), name="localnet", daemon=True)
+    thread.start()
+    try:
+        yield started.result()
+    finally:
+        loop.call_soon_threadsafe(stopping.set)
+        thread.join()
+        loop.close()
 
 
 async def _keep_time(chain: Chain, seconds: float) -> None:

@@ -18,7 +18,7 @@ from solders.account import Account
 from solders.pubkey import Pubkey
 
 from pilot_grpc.solana.localnet import tokens
-from pilot_grpc.solana.localnet.errors import LocalnetError
+from pilot_grpc.solana.localnet.errors import LocalnetError, LocalnetInUse
 from pilot_grpc.solana.localnet.tokens import NO_ACCOUNT
 
 FILE: Final = "chain.sqlite"
@@ -158,7 +158,7 @@ class Store:
     def __init__(self, home: Path | None) -> None:
         """Open what is in a directory, or make it.
 
-        Raises LocalnetError when another process has it, or it is not ours to read.
+        Raises LocalnetInUse when another process has it, LocalnetError when it is not ours to read.
         """
         if home is not None:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -167,7 +167,9 @@ class Store:
             self._db = sqlite3.connect(path, timeout=0, isolation_level=None)
             self._open(path)
         except sqlite3.Error as error:
-            raise LocalnetError(f"{path}: {error} (is another localnet using it?)") from error
+            if _is_busy(error):
+                raise LocalnetInUse(f"{path} is in use by another localnet") from error
+            raise LocalnetError(f"{path}: {error}") from error
 
     def close(self) -> None:
         self._db.close()
@@ -293,3 +295,9 @@ class Store:
                     f"{path} was made by another version of Pilot (format {version}, this one "
                     f"reads {VERSION}). It is a development chain: move it away to begin anew."
                 )
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    """Say whether another has the file: what SQLite adds above the lowest byte says why."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF == sqlite3.SQLITE_BUSY

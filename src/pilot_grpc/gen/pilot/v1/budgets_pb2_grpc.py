@@ -91,7 +91,7 @@ class BudgetServiceServicer:
     def CheckSpend(self, request, context):
         """CheckSpend says how a spend would be decided now, rule by rule. It holds
         nothing: the same spend may be declined a moment later. Needs READ; an agent
-        may check for itself.
+        may check for itself. Errors: UNIMPLEMENTED (RECIPIENT_UNSUPPORTED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -29,7 +29,8 @@ class VaultServiceStub:
     """VaultService answers what a vault holds, and moves its USDC on Solana for its owner.
 
     All amounts are in USDC minor units (6 decimals: 1000000 is $1.00). Where this installation
-    works on no chain, all but GetVault is UNIMPLEMENTED (RECIPIENT_UNSUPPORTED).
+    works on no chain, all but GetVault and AcknowledgeDrift is UNIMPLEMENTED
+    (RECIPIENT_UNSUPPORTED).
     """
 
     def __init__(self, channel):
@@ -74,7 +75,8 @@ class VaultServiceServicer:
     """VaultService answers what a vault holds, and moves its USDC on Solana for its owner.
 
     All amounts are in USDC minor units (6 decimals: 1000000 is $1.00). Where this installation
-    works on no chain, all but GetVault is UNIMPLEMENTED (RECIPIENT_UNSUPPORTED).
+    works on no chain, all but GetVault and AcknowledgeDrift is UNIMPLEMENTED
+    (RECIPIENT_UNSUPPORTED).
     """
 
     def GetVault(self, request, context):
@@ -97,8 +99,7 @@ class VaultServiceServicer:
     def Withdraw(self, request, context):
         """Withdraw pays USDC from the vault to a wallet of its owner's choice: an event of kind
         WITHDRAWAL, PENDING until the chain has decided. It takes from both figures, and never
-        from holds. Only a user's session may. Errors: FAILED_PRECONDITION (EXCEEDS_VAULT,
-        VAULT_STOPPED).
+        from holds. Sessions only. Errors: FAILED_PRECONDITION (EXCEEDS_VAULT, VAULT_STOPPED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,8 +109,8 @@ class VaultServiceServicer:
         """Settle pays out the USDC behind metered use: what was spent from the balance is still
         on chain until its owner takes it. An event of kind SETTLEMENT, PENDING until the chain
         has decided; it takes from the chain balance only, at most the chain balance less the
-        balance and the holds. Only a user's session may. Errors: FAILED_PRECONDITION
-        (EXCEEDS_VAULT, VAULT_STOPPED).
+        balance and the holds. Sessions only. Errors: FAILED_PRECONDITION (EXCEEDS_VAULT,
+        VAULT_STOPPED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,9 +130,11 @@ class VaultServiceServicer:
     def AcknowledgeDrift(self, request, context):
         """AcknowledgeDrift ends a drift: the ledger takes the difference as it is, and the vault's
         transfers go on. Money that is missing becomes a confirmed WITHDRAWAL, and what of it is
-        more than the balance a SETTLEMENT after it; a surplus becomes a DEPOSIT. Only a user's
-        session may. Errors: FAILED_PRECONDITION (DRIFT_NOT_OPEN, DRIFT_CHANGED,
-        TRANSFERS_PENDING, BALANCE_TOO_LARGE).
+        more than the balance a SETTLEMENT after it; a surplus becomes a DEPOSIT. Of more than
+        10^15 there are several of each. What is as old as the drift, and is found on chain only
+        later, is not counted again. Sessions only.
+        Errors: FAILED_PRECONDITION (DRIFT_NOT_OPEN, DRIFT_CHANGED, TRANSFERS_PENDING,
+        BALANCE_TOO_LARGE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -182,7 +185,8 @@ class VaultService:
     """VaultService answers what a vault holds, and moves its USDC on Solana for its owner.
 
     All amounts are in USDC minor units (6 decimals: 1000000 is $1.00). Where this installation
-    works on no chain, all but GetVault is UNIMPLEMENTED (RECIPIENT_UNSUPPORTED).
+    works on no chain, all but GetVault and AcknowledgeDrift is UNIMPLEMENTED
+    (RECIPIENT_UNSUPPORTED).
     """
 
     @staticmethod
