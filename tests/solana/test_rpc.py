@@ -177,7 +177,7 @@ async def test_questions_are_asked_as_nodes_want_them() -> None:
                 {
                     "commitment": "confirmed",
                     "encoding": "json",
-                    "maxSupportedTransactionVersion": 0,
+                    "maxSupportedTransactionVersion": 1,
                 },
             ],
         ),
