@@ -83,6 +83,15 @@ def after_reserving(strike: Strike, commit: Callable[..., Any]) -> Callable[...,
     return faulty_commit
 
 
+def before_going_on(strike: Strike, go_on: Callable[..., Any]) -> Callable[..., Any]:
+    def faulty_go_on(self: Any, claimed: Any) -> None:
+        if claimed:
+            strike(CLAIMED)
+        go_on(self, claimed)
+
+    return faulty_go_on
+
+
 def around_recording(strike: Strike, decide: Callable[..., Any]) -> Callable[..., Any]:
     """Whoever finds out first what the chain has decided, worker or history, records it."""
 
@@ -105,7 +114,7 @@ def main() -> int:
         setattr(module, name, value)
     strike = Strike(Path(sys.argv[1]))
     worker: Any = transfers.Transfers
-    worker._take = after(strike, CLAIMED, worker._take)
+    worker._go_on = before_going_on(strike, worker._go_on)
     worker._store = after(strike, STORED, worker._store)
     worker._send = after(strike, SENT, worker._send)
     signing: Any = payments
