@@ -25,7 +25,7 @@ FAILED = {"InstructionError": [2, {"Custom": 17}]}
 AWAY = object()
 
 
-async def said(*words: Any) -> Status | None:
+async def said(*words: Any, counts: Commitment = Commitment.FINALIZED) -> Status | None:
     """What endpoints make of one transaction together, each of which says so of it."""
     async with AsyncExitStack() as stack:
         nodes = [
@@ -35,7 +35,7 @@ async def said(*words: Any) -> Status | None:
             for word in words
         ]
         rpc = await stack.enter_async_context(port(*nodes))
-        (found,) = await rpc.statuses([SIGNATURE], search_history=True)
+        (found,) = await rpc.statuses([SIGNATURE], search_history=True, counts=counts)
         return found
 
 
@@ -71,6 +71,28 @@ async def test_two_endpoints_make_a_status_final(
 ) -> None:
     """Where several are configured; until then it is at most confirmed, and may change."""
     assert short(await said(*words)) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([status("confirmed")], ("confirmed", False)),
+        ([status("confirmed"), status("confirmed")], ("confirmed", False)),
+        ([status("confirmed"), status()], ("confirmed", False)),
+        ([status(), status()], ("finalized", False)),
+        ([status("confirmed"), None], ("processed", False)),
+        ([status(), AWAY], ("processed", False)),
+        ([status("confirmed"), status("processed")], ("processed", False)),
+        ([status("confirmed"), status("confirmed", err=FAILED)], ("processed", False)),
+        ([status("processed"), status("processed")], ("processed", False)),
+        ([None, None], None),
+    ],
+)
+async def test_two_endpoints_make_a_status_confirmed_where_that_counts(
+    words: list[Any], expected: tuple[str, bool] | None
+) -> None:
+    """One node alone confirms nothing, and what only one says is no more than seen."""
+    assert short(await said(*words, counts=Commitment.CONFIRMED)) == expected
 
 
 async def test_how_a_node_words_the_details_of_an_error_does_not_matter() -> None:

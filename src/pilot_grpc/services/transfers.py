@@ -381,6 +381,7 @@ class Transfers:
         statuses = await self._chain.rpc.statuses(
             [each.sent.signature for each in followed],
             search_history=any(now - each.since > RECENT_SECONDS for each in followed),
+            counts=self._chain.commitment,
         )
         pairs = [*zip(followed, statuses, strict=True)]
         await asyncio.gather(*(self._act(each, status) for each, status in pairs))

@@ -556,13 +556,18 @@ class Rpc(Reads):
         return Seen(newest.slot, replace(newest.value, last_valid_block_height=last))
 
     async def statuses(
-        self, signatures: Sequence[str], *, search_history: bool
+        self,
+        signatures: Sequence[str],
+        *,
+        search_history: bool,
+        counts: Commitment = Commitment.FINALIZED,
     ) -> list[Status | None]:
         """Return how any number of transactions fare, in their order, as endpoints see it.
 
-        A status is FINALIZED when QUORUM endpoints say so (one, if one is configured), with the
-        same slot and the same error. Else it is the most that any endpoint says, at most
-        CONFIRMED, which may yet change. None when nobody knows it: see `fate`.
+        A status has a commitment that `counts`, or a higher one, when QUORUM endpoints say so
+        (one, if one is configured), with the same slot and the same error. Else it is the most
+        that any endpoint says below that, which may yet change. None when nobody knows it: see
+        `fate`.
 
         Each endpoint is asked once for SIGNATURES_MAX signatures; one that fails takes no part.
         Raises RpcErrors when all fail.
@@ -570,12 +575,12 @@ class Rpc(Reads):
         found: list[Status | None] = []
         for start in range(0, len(signatures), SIGNATURES_MAX):
             found += await self._statuses(
-                signatures[start : start + SIGNATURES_MAX], search_history
+                signatures[start : start + SIGNATURES_MAX], search_history, counts
             )
         return found
 
     async def _statuses(
-        self, signatures: Sequence[str], search_history: bool
+        self, signatures: Sequence[str], search_history: bool, counts: Commitment
     ) -> list[Status | None]:
         question = _statuses_question(signatures, search_history)
         replies = await self._ask_each(question)
@@ -586,7 +591,7 @@ class Rpc(Reads):
             )
         quorum = min(QUORUM, len(self._endpoints))
         return [
-            _at_least([status for status in of_one if status is not None], quorum)
+            _at_least([status for status in of_one if status is not None], quorum, counts)
             for of_one in zip(*seen, strict=True)
         ]
 
@@ -636,16 +641,19 @@ def _verdict(fate: Fate) -> Hashable | None:
     return "landed" if fate.status.err is None else "failed"
 
 
-def _at_least(sightings: Sequence[Status], quorum: int) -> Status | None:
+def _at_least(sightings: Sequence[Status], quorum: int, counts: Commitment) -> Status | None:
     """Put together what endpoints say of one transaction."""
-    counted = Counter(map(_landing, (each for each in sightings if each.finalized)))
-    agreed = [landing for landing, count in counted.items() if count >= quorum]
-    if len(agreed) == 1:
-        return next(each for each in sightings if each.finalized and _landing(each) == agreed[0])
+    for level in range(_LEVELS.index(Commitment.FINALIZED), _LEVELS.index(counts) - 1, -1):
+        reached = [each for each in sightings if _LEVELS.index(each.commitment) >= level]
+        counted = Counter(map(_landing, reached))
+        agreed = [landing for landing, count in counted.items() if count >= quorum]
+        if len(agreed) == 1:
+            first = next(each for each in reached if _landing(each) == agreed[0])
+            return replace(first, commitment=_LEVELS[level])
     most = max(sightings, key=lambda each: _LEVELS.index(each.commitment), default=None)
-    if most is None or not most.finalized:
+    if most is None or _LEVELS.index(most.commitment) < _LEVELS.index(counts):
         return most
-    return replace(most, commitment=Commitment.CONFIRMED)
+    return replace(most, commitment=_LEVELS[_LEVELS.index(counts) - 1])
 
 
 def _landing(status: Status) -> Hashable:
