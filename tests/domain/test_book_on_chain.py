@@ -278,6 +278,18 @@ def test_a_payment_that_nobody_has_signed_fails_without_a_signature_only() -> No
     assert (failed.status, failed.failure_reason) == (FAILED, FailureReason.VAULT_STOPPED)
 
 
+def test_a_payment_that_failed_on_chain_names_the_transaction_that_did() -> None:
+    """Also when nobody had seen it before; one that never landed names none."""
+    book = a_book_on_chain()
+    failed, expired = book.answer(pay(7)), book.answer(pay(7))
+    book.signatures = {failed.id: "first", expired.id: "second"}
+
+    failed = book.answer(lose(failed, "first", FailureReason.TRANSFER_FAILED))
+    expired = book.answer(lose(expired, "second", FailureReason.TRANSFER_EXPIRED))
+
+    assert (failed.tx_hash, expired.tx_hash) == ("first", None)
+
+
 def test_a_payment_lands_with_the_signature_that_landed() -> None:
     """Whichever was seen before: what counts is what is final."""
     book = a_book_on_chain()

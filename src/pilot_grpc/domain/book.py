@@ -475,7 +475,10 @@ class Book:
         payment = self._event(command.event_id)
         if not payment.is_on_its_way or self.signatures.get(payment.id) != command.signature:
             return payment
-        return self._fail(vault, payment, command.reason)
+        failed = payment._replace(status=EventStatus.FAILED, failure_reason=command.reason)
+        if command.reason is FailureReason.TRANSFER_FAILED:
+            failed = failed._replace(tx_hash=command.signature)
+        return self._record(vault, payment, failed)
 
     def _move(self, event: Event, signature: str, slot: int) -> None:
         """Note which transaction it is that an event is confirmed by."""
