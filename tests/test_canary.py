@@ -55,6 +55,7 @@ from tests.conftest import Server
 from tests.http_server import HttpServer, http_server
 from tests.processes import Process, channel_to
 from tests.rpc.serving import Client, Pilot, fresh, new_agent, serving, with_key
+from tests.sampling import first_of
 from tests.solana.payments import SOL, Payer, connected
 from tests.solana.scripted import error, node, result
 from tests.test_keys import environ
@@ -519,7 +520,7 @@ async def serve_and_pay(life: Life, process: Process, log: Path) -> str:
     return log.read_text()
 
 
-@pytest.mark.parametrize("payer", ["sealed", pytest.param("keychain", marks=pytest.mark.full)])
+@pytest.mark.parametrize("payer", first_of(["sealed", "keychain"]))
 async def test_nothing_tells_the_keys_that_pay(
     database: str,
     server: Server,
@@ -596,7 +597,7 @@ ASKED: Final = (
 )
 
 
-@pytest.mark.parametrize("code", [-32602, pytest.param(-32005, marks=pytest.mark.full), 429])
+@pytest.mark.parametrize("code", first_of([-32602, -32005, 429]))
 async def test_what_a_node_says_of_our_keys_reaches_nobody(
     database: str,
     server: Server,

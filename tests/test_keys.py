@@ -568,6 +568,7 @@ async def test_the_fee_payer_is_told_without_a_chain(
     assert "hunter2" not in complaints
 
 
+@pytest.mark.full
 def test_the_fee_payer_of_a_first_run_was_given_sol(home: Path) -> None:
     with first_run(home):
         told = subprocess.run(

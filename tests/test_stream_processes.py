@@ -46,6 +46,7 @@ from tests.conftest import Server
 from tests.processes import CHANNEL_OPTIONS, SERVE, Process, channel_to, processes
 from tests.rpc.proxy import Proxy, proxied
 from tests.rpc.serving import Client, Refusal, fresh, new_agent, read, refusal, serving, with_key
+from tests.sampling import first_of
 
 log = logging.getLogger(__name__)
 
@@ -461,9 +462,7 @@ def restarts(two: Two, number: signal.Signals, times: int) -> Disturb:
     return disturb
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.full)]
-)
+@pytest.mark.parametrize("number", first_of([signal.SIGKILL, signal.SIGTERM]))
 async def test_servers_that_end_again_and_again_cost_no_subscriber_a_change(
     server: Server, shared_database: str, number: signal.Signals
 ) -> None:

@@ -38,6 +38,7 @@ from pilot_grpc.solana.localnet.chain import BLOCKHASH_BLOCKS
 from pilot_grpc.solana.payments import Signed
 from tests import make
 from tests.paying import FUNDS, OPENING, Paying, hurry, paying, settings_of
+from tests.sampling import first_of
 from tests.solana import relay
 from tests.solana.chains import EmbeddedChain
 from tests.solana.payments import SOL, ata
@@ -402,7 +403,7 @@ ANSWERS: Final[dict[str, Fault]] = {
 }
 
 
-@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("answer", first_of(ANSWERS, 5))
 async def test_whatever_a_sending_is_answered_it_is_paid_once(it: Paying, answer: str) -> None:
     """A transfer and a withdrawal: both nodes say so, whether they have passed them on or not."""
     fault = ANSWERS[answer]
@@ -425,7 +426,7 @@ async def test_whatever_a_sending_is_answered_it_is_paid_once(it: Paying, answer
     await it.is_right(paid=2 * AMOUNT)
 
 
-@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("answer", first_of(ANSWERS, 3))
 async def test_whatever_all_questions_are_answered_it_is_paid_once(it: Paying, answer: str) -> None:
     """The next four of each node, from the moment on that the payment is asked for."""
     fault = ANSWERS[answer]
@@ -576,7 +577,7 @@ LIARS: Final = (
 )
 
 
-@pytest.mark.parametrize("other", ["asked after it", "asked before it", "away"])
+@pytest.mark.parametrize("other", first_of(["asked after it", "asked before it", "away"]))
 @pytest.mark.parametrize("liar", LIARS)
 async def test_one_node_that_lies_decides_nothing(
     database: str, net: Localnet, liar: relay.Meddle, other: str
