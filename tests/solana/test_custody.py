@@ -189,7 +189,8 @@ def test_rewrapping_changes_what_wraps_the_data_key_and_nothing_else() -> None:
 def test_a_seal_is_rewrapped_only_when_its_secret_opens() -> None:
     """Also where only the secret was changed, which the data key's own seal would not show."""
     sealed = Sealer(OLD).seal(b"secret", "purpose", "owner")
-    changed = replace(sealed, sealed_secret=sealed.sealed_secret[:-1] + b"x")
+    last = sealed.sealed_secret[-1]
+    changed = replace(sealed, sealed_secret=sealed.sealed_secret[:-1] + bytes([last ^ 1]))
 
     with pytest.raises(SealBroken):
         Sealer(NEW, (OLD,)).rewrap(changed, "purpose", "owner")
