@@ -255,6 +255,7 @@ def secrets_of(*keys: SealedKey) -> set[str]:
     return told
 
 
+@pytest.mark.full
 async def test_nothing_tells_a_vaults_key(
     database: str,
     server: Server,

@@ -614,6 +614,7 @@ async def test_a_connection_that_is_cut_or_goes_silent_costs_no_subscriber_a_cha
         assert set().union(*(reader.route.reasons for reader in readers)) == {""}
 
 
+@pytest.mark.full
 async def test_a_server_that_loses_its_database_or_hears_nothing_of_it_costs_nobody_a_change(
     server: Server, database: str
 ) -> None:
@@ -787,6 +788,7 @@ async def seconds_until_free(client: Client) -> float:
         await asyncio.sleep(0.05)
 
 
+@pytest.mark.full
 async def test_a_frozen_subscriber_loses_its_stream_and_nothing_else(
     server: Server, shared_database: str
 ) -> None:
@@ -827,6 +829,7 @@ METADATA: Final = json.dumps("x" * 1_022)
 GROWTH_BYTES_MAX: Final = 24 << 20
 
 
+@pytest.mark.full
 async def test_subscribers_that_never_read_cost_memory_that_does_not_grow(
     server: Server, shared_database: str
 ) -> None:
@@ -947,6 +950,7 @@ async def test_a_credential_that_is_revoked_on_one_server_ends_its_streams_on_th
         assert not staying.route.endings
 
 
+@pytest.mark.full
 async def test_a_thousand_subscribers_come_back_at_once_while_spends_go_on(
     server: Server, shared_database: str
 ) -> None:

@@ -403,7 +403,7 @@ ANSWERS: Final[dict[str, Fault]] = {
 }
 
 
-@pytest.mark.parametrize("answer", first_of(ANSWERS, 5))
+@pytest.mark.parametrize("answer", first_of(ANSWERS, 3))
 async def test_whatever_a_sending_is_answered_it_is_paid_once(it: Paying, answer: str) -> None:
     """A transfer and a withdrawal: both nodes say so, whether they have passed them on or not."""
     fault = ANSWERS[answer]
@@ -426,7 +426,7 @@ async def test_whatever_a_sending_is_answered_it_is_paid_once(it: Paying, answer
     await it.is_right(paid=2 * AMOUNT)
 
 
-@pytest.mark.parametrize("answer", first_of(ANSWERS, 3))
+@pytest.mark.parametrize("answer", first_of(ANSWERS, 2))
 async def test_whatever_all_questions_are_answered_it_is_paid_once(it: Paying, answer: str) -> None:
     """The next four of each node, from the moment on that the payment is asked for."""
     fault = ANSWERS[answer]
@@ -447,7 +447,7 @@ async def test_whatever_all_questions_are_answered_it_is_paid_once(it: Paying, a
     await it.is_right(paid=AMOUNT)
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", first_of([0, 1]))
 async def test_a_node_that_is_behind_only_makes_it_wait(it: Paying, which: int) -> None:
     """It has not seen what is final at the other one."""
     it.net.endpoints[which].node.lag = 60
@@ -469,7 +469,7 @@ async def test_a_node_that_is_behind_only_makes_it_wait(it: Paying, which: int) 
     await it.is_right(paid=AMOUNT)
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", first_of([0, 1]))
 async def test_a_node_that_is_behind_does_not_have_anything_signed_anew(
     it: Paying, which: int
 ) -> None:
@@ -806,6 +806,7 @@ async def test_so_many_newcomers_a_day_get_an_account(database: str, net: Localn
         await it.is_right(paid=2 * AMOUNT, payee=one)
 
 
+@pytest.mark.full
 async def test_two_payments_at_once_to_a_newcomer_are_both_made(it: Paying) -> None:
     """One makes the account, and the other one waits for it."""
     newcomer = Keypair().pubkey()
@@ -1016,6 +1017,7 @@ async def test_three_processes_share_the_work_and_pay_everything_once(
 # -- Those that stand in the way of others
 
 
+@pytest.mark.full
 async def test_many_that_expire_at_once_come_to_their_end(database: str, net: Localnet) -> None:
     """After an outage, and with as few questions a second as a provider may allow."""
     chain = EmbeddedChain(net)
