@@ -14,6 +14,7 @@ from tests.conftest import Server
 from tests.http_server import HttpServer, hang, http_server, redirect, reset, respond
 from tests.processes import SERVE, Process, processes
 from tests.rpc.serving import Client, fresh
+from tests.sampling import first_of
 from tests.test_two_processes import Party, Two, connected, until
 
 # Nothing listens there, and nothing may: ports below 1024 are refused, but for 80 and 443.
@@ -103,7 +104,7 @@ async def test_a_server_that_dies_in_mid_delivery_is_replaced(place: Place) -> N
             assert (await shown(other, agent_id)).state == agents_pb2.WEBHOOK_STATE_DELIVERING
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+@pytest.mark.parametrize("end", first_of([signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM]))
 async def test_whichever_server_delivers_may_end(place: Place, end: signal.Signals) -> None:
     """Killed, frozen or stopped with a request on its way; thawed, it does nothing out of turn."""
     party = await place.two.party()
