@@ -172,6 +172,7 @@ async def test_a_server_without_the_demo_user_is_refused(database: str) -> None:
             {
                 "solana_cluster": SolanaCluster.LOCALNET,
                 "solana_usdc_mint": USDC,
+                "solana_rpc_urls": make.NOWHERE,
                 "settlement_enabled": False,
             },
             "the server works on localnet: the demo is for the embedded chain",
