@@ -363,7 +363,7 @@ HOT: Final[dict[str, tuple[str, tuple[Any, ...], set[str]]]] = {
     ),
     "what was looked at": (
         deposits.SELECT_KNOWN,
-        ("v1", [f"y{n}" for n in range(0, 2_000, 2)]),
+        ("v1", [f"y{n}" for n in range(0, 2_000, 20)]),
         {"vault_transactions_pkey"},
     ),
     "what must be on chain": (
