@@ -22,6 +22,11 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
 THROUGH_A_POOLER = (
     *("tests/db", "tests/services", "tests/rpc"),
     *("tests/test_stream_processes.py", "tests/test_webhook_processes.py"),
+    # These look into sessions of the database, or are about the chain and no database.
+    *("--ignore=tests/db/test_transfers.py", "--ignore=tests/db/test_deposits.py"),
+    *(f"--ignore=tests/services/test_{name}.py" for name in ("chain", "chain_garbage", "deposits")),
+    *(f"--ignore=tests/services/test_{name}.py" for name in ("reconciliation", "transfers")),
+    *(f"--ignore=tests/rpc/test_{name}.py" for name in ("recipients", "vaults", "vaults_on_chain")),
 )
 # As `make test` does.
 IN_PARALLEL = ("--numprocesses", "3", "--dist", "worksteal")
