@@ -1452,6 +1452,19 @@ LANDED = Status(90, Commitment.FINALIZED, None, None)
 CONFIRMED = Status(90, Commitment.CONFIRMED, 3, None)
 
 
+@pytest.mark.parametrize("steps", range(8))
+async def test_what_is_cancelled_while_all_are_asked_leaves_no_question_unasked(steps: int) -> None:
+    """Also before the first of them has begun; Python warns of one that was only made."""
+    async with at(1_000, None) as a, at(990, None) as b, port(a, b) as rpc:
+        for asked in (rpc.fate(SIGNATURE, 299), rpc.statuses([SIGNATURE], search_history=True)):
+            asking = asyncio.create_task(asked)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+
+
 async def test_a_lone_node_decides_alone() -> None:
     async with at(1_000, None) as one, port(one) as rpc:
         assert await look(rpc) is None

@@ -9,10 +9,11 @@ moved is written down with the event that it belongs to, in the same transaction
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Final, TypeVar
 
 from pilot_grpc import errors
 from pilot_grpc.db import deposits as deposits_db
@@ -246,17 +247,17 @@ class Deposits:
         # What was left before comes last, or it would be the only thing that is ever tried.
         new.sort(key=self._left.__contains__)
         settled = await _all(
-            self._unless_left(reading, each, self._settle(reading, each, ours.get(each)))
+            self._unless_left(reading, each, partial(self._settle, reading, each, ours.get(each)))
             for each in new
         )
         return {signature for signature, done in zip(new, settled, strict=True) if not done}
 
     async def _unless_left(
-        self, reading: _Reading, signature: str, taking: Coroutine[Any, Any, bool]
+        self, reading: _Reading, signature: str, take: Callable[[], Awaitable[bool]]
     ) -> bool:
         """Take one transaction, or leave it for later: it keeps no other waiting."""
         try:
-            done = await taking
+            done = await take()
         except RpcError as fault:
             self._complain("transactions are left for later, as %s: %s", signature, fault)
         except errors.PilotError as error:
@@ -352,7 +353,7 @@ class Deposits:
             known = await deposits_db.select_known(conn, reading.vault_id, signatures)
             ours = await transfers_db.select_signed(conn, signatures)
         await _all(
-            self._unless_left(reading, each, self._sight(reading, each, ours.get(each)))
+            self._unless_left(reading, each, partial(self._sight, reading, each, ours.get(each)))
             for each in signatures
             if each not in known and not _is_outflow(ours.get(each), reading.vault_id)
         )
@@ -378,7 +379,7 @@ class Deposits:
             if deposit.tx_hash is None or deposit.tx_hash in reading.shown:
                 self._missing.pop(deposit.id, None)
             else:
-                giving_up = self._give_up(reading, deposit, deposit.tx_hash)
+                giving_up = partial(self._give_up, reading, deposit, deposit.tx_hash)
                 await self._unless_left(reading, deposit.tx_hash, giving_up)
 
     async def _give_up(self, reading: _Reading, deposit: Event, tx_hash: str) -> bool:

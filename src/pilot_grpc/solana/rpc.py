@@ -13,6 +13,7 @@ import base64
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from solders.signature import Signature
@@ -421,7 +422,7 @@ class Rpc(Reads):
         Raises ClusterMismatch when every endpoint belongs to another cluster. As long as some
         do, they are never used, and an error is logged for each.
         """
-        found = await asyncio.gather(*(_outcome(each.check()) for each in self._endpoints))
+        found = await asyncio.gather(*(_outcome(each.check) for each in self._endpoints))
         mismatches = [fault for fault in found if isinstance(fault, ClusterMismatch)]
         if len(mismatches) == len(self._endpoints):
             raise mismatches[0]
@@ -515,13 +516,13 @@ class Rpc(Reads):
         Raises RpcDisagreed for different verdicts, RpcUnavailable for too few.
         """
         quorum = min(QUORUM, len(self._nodes))
-        slots = await asyncio.gather(*(_outcome(node.slot()) for node in self._nodes))
+        slots = await asyncio.gather(*(_outcome(node.slot) for node in self._nodes))
         newest = sorted((slot for slot in slots if isinstance(slot, int)), reverse=True)
         quorum_slot = newest[:quorum][-1] if newest else 0
         floor = max(min_context_slot, quorum_slot - self._patience.lag_slots_max)
         found = await asyncio.gather(
             *(
-                _outcome(ask(node, slot))
+                _outcome(partial(ask, node, slot))
                 for node, slot in zip(self._nodes, slots, strict=True)
                 if isinstance(slot, int) and slot >= floor
             )
@@ -597,7 +598,7 @@ class Rpc(Reads):
 
     async def _ask_each(self, question: Question[T]) -> list[T | RpcError]:
         """Ask all endpoints at the same time, each once; return the faults, too."""
-        asking: list[Awaitable[T]] = [each.ask(question) for each in self._endpoints]
+        asking = (partial(each.ask, question) for each in self._endpoints)
         return list(await asyncio.gather(*map(_outcome, asking)))
 
     async def fate(
@@ -667,10 +668,10 @@ async def _must_reach_back(node: Reads, slot: int) -> None:
         raise RpcBehind("the node's history begins after the transaction was signed")
 
 
-async def _outcome(asking: Awaitable[T]) -> T | RpcError:
+async def _outcome(ask: Callable[[], Awaitable[T]]) -> T | RpcError:
     """Return the fault instead of raising it."""
     try:
-        return await asking
+        return await ask()
     except RpcError as fault:
         return fault
 
