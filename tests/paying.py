@@ -42,6 +42,8 @@ OPENING: Final = 1
 POLL: Final = timedelta(milliseconds=20)
 # How long nobody asks anything: the embedded chain, its workers and the test share a loop.
 BREATH_SECONDS: Final = 0.002
+# Nothing takes so long; it only ends a test that waits for what does not come.
+SECONDS: Final = 100.0
 
 CHANGES: Final = """
 SELECT status, tx_hash, failure_reason
@@ -106,13 +108,15 @@ class Paying:
 
     async def until(self, true: Callable[[], Awaitable[object]]) -> None:
         """Make blocks until something is so."""
-        while not await true():
-            await self.breathe()
+        async with asyncio.timeout(SECONDS):
+            while not await true():
+                await self.breathe()
 
     async def still_until(self, true: Callable[[], Awaitable[object]]) -> None:
         """Wait for something that needs no block."""
-        while not await true():  # noqa: ASYNC110 - it is not a test's to change what it waits for
-            await asyncio.sleep(BREATH_SECONDS)
+        async with asyncio.timeout(SECONDS):
+            while not await true():  # noqa: ASYNC110 - nobody signals what a test waits for
+                await asyncio.sleep(BREATH_SECONDS)
 
     async def looked(self, times: int = 10) -> None:
         """Wait until the chain was asked so often what has become of payments; make no block."""
@@ -126,7 +130,8 @@ class Paying:
             return asked(params)
 
         methods["getSignatureStatuses"] = counted
-        await enough.wait()
+        async with asyncio.timeout(SECONDS):
+            await enough.wait()
         methods["getSignatureStatuses"] = asked
 
     async def pay(self, amount: int = 1_000_000, to: Pubkey | None = None, **fields: Any) -> Event:
