@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from pilot_grpc.gen.pilot.v1 import accounts_pb2 as pb
 from pilot_grpc.gen.pilot.v1 import agents_pb2, projects_pb2
+from pilot_grpc.services import accounts
 from pilot_grpc.services.accounts import Passwords
 from tests.rpc.serving import (
     Client,
@@ -139,15 +140,14 @@ async def test_every_sign_in_checks_one_slow_hash(
     if stored is not None:
         await pilot.user("ann@example.com", stored)
     slow: list[str] = []
-    passwords = pilot.app.accounts.passwords
 
     class Counted:
         def verify(self, password_hash: str, password: str) -> bool:
             slow.append(password_hash)
             return hasher.verify(password_hash, password)
 
-    hasher = passwords._argon2
-    monkeypatch.setattr(passwords, "_argon2", Counted())
+    hasher = accounts._ARGON2
+    monkeypatch.setattr(accounts, "_ARGON2", Counted())
 
     assert await refusal(sign_in(pilot, password="wrong")) == SIGN_IN_FAILED
     assert [each.split("$")[1] for each in slow] == ["argon2id"]

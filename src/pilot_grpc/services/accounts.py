@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, Final
 
 import argon2
@@ -37,25 +38,31 @@ KEY_PREFIX_CHARACTERS: Final = 8
 HASHING_AT_ONCE_MAX: Final = 2
 HASHING_QUEUE_MAX: Final = 64
 
+# Argon2id with the library's defaults (RFC 9106, low memory), but in one thread: strangers can
+# make us hash, on the cores that decide spends.
+_ARGON2: Final = argon2.PasswordHasher(parallelism=1)
+
 _SHA256_HEX: Final = re.compile("[0-9a-f]{64}")
+
+
+@cache
+def _nobodys_hash() -> str:
+    """Return a hash to check passwords of unknown users against, which takes as long."""
+    return _ARGON2.hash("nobody has this password")
 
 
 class Passwords:
     """Hashes and checks passwords, a few at a time and off the event loop."""
 
     def __init__(self) -> None:
-        """Use Argon2id with the library's defaults (RFC 9106, low memory), in one thread.
-
-        Strangers can make us hash, on the cores that decide spends.
-        """
-        self._argon2 = argon2.PasswordHasher(parallelism=1)
+        """Make the first hash, so that no caller waits for it."""
         self._slots = asyncio.Semaphore(HASHING_AT_ONCE_MAX)
         self._waiting = 0
-        self._nobody = self._argon2.hash("nobody has this password")
+        self._nobody = _nobodys_hash()
 
     async def hash(self, password: str) -> str:
         """Hash a new password. Raises Overloaded."""
-        hashed: str = await self._in_thread(self._argon2.hash, password)
+        hashed: str = await self._in_thread(_ARGON2.hash, password)
         return hashed
 
     async def check(self, password: str, password_hash: str | None) -> bool:
@@ -65,7 +72,7 @@ class Passwords:
 
     def is_outdated(self, password_hash: str) -> bool:
         """Say whether a hash is of the older form, or of weaker parameters."""
-        return is_sha256(password_hash) or self._argon2.check_needs_rehash(password_hash)
+        return is_sha256(password_hash) or _ARGON2.check_needs_rehash(password_hash)
 
     def _matches(self, password: str, password_hash: str | None) -> bool:
         if password_hash is not None and password_hash.startswith("$argon2"):
@@ -79,7 +86,7 @@ class Passwords:
 
     def _verifies(self, password_hash: str, password: str) -> bool:
         try:
-            return self._argon2.verify(password_hash, password)
+            return _ARGON2.verify(password_hash, password)
         except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
             return False
 

@@ -26,6 +26,8 @@ from urllib.parse import urljoin
 
 import httpcore2
 
+from pilot_grpc.tls import trusted
+
 SECONDS_MAX: Final = 15.0
 CONNECTIONS_MAX: Final = 300
 # Within SECONDS_MAX: for each address of a name, of which so many are tried.
@@ -196,7 +198,7 @@ class Outbound:
         # users with dead name servers could keep the database from being found.
         self._threads = ThreadPoolExecutor(LOOK_UPS_MAX, thread_name_prefix="outbound-dns")
         self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=tls or httpcore2.default_ssl_context(),
+            ssl_context=tls or trusted(),
             max_connections=connections_max,
             max_keepalive_connections=min(KEPT_CONNECTIONS_MAX, connections_max),
             keepalive_expiry=KEPT_SECONDS_MAX,

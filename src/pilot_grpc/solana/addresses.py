@@ -6,8 +6,7 @@ from typing import Final
 from urllib.parse import quote, urlencode
 
 from solders.pubkey import Pubkey
-from spl.token.constants import TOKEN_PROGRAM_ID
-from spl.token.instructions import get_associated_token_address
+from solders.token.associated import get_associated_token_address
 
 USDC_DECIMALS: Final = 6
 UNITS_OF_ONE_USDC: Final = 10**USDC_DECIMALS
@@ -23,7 +22,7 @@ def token_account(wallet: str, mint: str) -> str:
     It is that of the classic Token program, which USDC is a mint of. Raises ValueError for what
     is no address.
     """
-    return str(get_associated_token_address(_key(wallet), _key(mint), TOKEN_PROGRAM_ID))
+    return str(get_associated_token_address(_key(wallet), _key(mint)))
 
 
 def is_wallet(address: str) -> bool:

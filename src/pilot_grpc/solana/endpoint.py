@@ -43,6 +43,7 @@ from pilot_grpc.solana.faults import (
     TransactionError,
     clean,
 )
+from pilot_grpc.tls import trusted
 
 T = TypeVar("T")
 
@@ -164,7 +165,10 @@ class Endpoint:
         # Without http2, whose library logs paths, and without proxies out of the environment: one
         # that is meant for the world would get localhost, too.
         self._http = type(_provider().session)(
-            http2=False, trust_env=False, timeout=patience.request_seconds
+            http2=False,
+            trust_env=False,
+            timeout=patience.request_seconds,
+            verify=trusted(),
         )
         self._turns = asyncio.Semaphore(REQUESTS_MAX)
         self._bucket = _Bucket(settings.requests_per_second, settings.burst, clock.monotonic())
