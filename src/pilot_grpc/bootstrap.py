@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pilot_grpc import errors
 from pilot_grpc.db.clock import Clock, read_clock
@@ -49,7 +49,6 @@ from pilot_grpc.services.reconciliation import ROUND_SECONDS, Reconciler
 from pilot_grpc.services.recount import Auditor
 from pilot_grpc.services.stream import CONNECTIONS as STREAM_CONNECTIONS
 from pilot_grpc.services.stream import Streams
-from pilot_grpc.services.transfers import Transfers
 from pilot_grpc.services.trimming import TRIM_SECONDS, Trimming
 from pilot_grpc.services.turns import Turns
 from pilot_grpc.services.vaults import Vaults
@@ -60,9 +59,11 @@ from pilot_grpc.solana.answers import Commitment
 from pilot_grpc.solana.custody import Custody
 from pilot_grpc.solana.endpoint import EndpointSettings
 from pilot_grpc.solana.faults import ClusterMismatch
-from pilot_grpc.solana.payments import FeePolicy
 from pilot_grpc.solana.rpc import Rpc
 from pilot_grpc.solana.signing import Signer
+
+if TYPE_CHECKING:
+    from pilot_grpc.services.transfers import Transfers
 
 DOOR_CONNECTIONS: Final = 2
 WATCH_CONNECTIONS: Final = 2
@@ -101,7 +102,7 @@ class Settlement:
     """What works on the chain."""
 
     chain: Chain
-    transfers: Transfers
+    transfers: "Transfers"
     deposits: Deposits
     reconciler: Reconciler
     fee_payer: FeePayer
@@ -231,6 +232,9 @@ def _settlement(
     worker: str,
 ) -> Settlement:
     """Build what works on the chain."""
+    from pilot_grpc.services.transfers import Transfers  # noqa: PLC0415 - it loads solana-py's
+    from pilot_grpc.solana.payments import FeePolicy  # noqa: PLC0415 - tokens, for 0.3 s
+
     chain = Chain(
         rpc,
         settings.solana_cluster,

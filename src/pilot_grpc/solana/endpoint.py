@@ -18,10 +18,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from random import uniform
-from typing import Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from urllib.parse import unquote, urlsplit
-
-from solana.rpc.async_http_provider import AsyncHTTPProvider
 
 from pilot_grpc.solana.answers import (
     ERROR_CODE_MAX,
@@ -44,6 +42,9 @@ from pilot_grpc.solana.faults import (
     clean,
 )
 from pilot_grpc.tls import trusted
+
+if TYPE_CHECKING:
+    from solana.rpc.async_http_provider import AsyncHTTPProvider
 
 T = TypeVar("T")
 
@@ -415,8 +416,10 @@ class Endpoint:
 
 
 @cache
-def _provider() -> AsyncHTTPProvider:
+def _provider() -> "AsyncHTTPProvider":
     """Make one of solana-py's providers, of which only the type of its client is wanted."""
+    from solana.rpc.async_http_provider import AsyncHTTPProvider  # noqa: PLC0415 - it takes 0.3 s
+
     return AsyncHTTPProvider("http://localhost")
 
 
