@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 import pytest
@@ -23,6 +24,10 @@ import pytest
 from pilot_grpc import embedded, migrations
 from pilot_grpc.database_url import connect_arguments, with_database
 from pilot_grpc.db.connection import Database, open_database
+
+# Of this a run needs about a tenth for each of its processes.
+MEMORY: Final = Path("/dev/shm")  # noqa: S108 - only the place; the names in it are random
+ROOM_BYTES: Final = 4 << 30
 
 _numbers = itertools.count(1)
 
@@ -42,7 +47,7 @@ class Server:
     async def new_database(self, template: str = "template0") -> AsyncIterator[str]:
         """Copy a database, give the name of the copy, and drop it afterwards."""
         name = f"pilot_test_{os.getpid()}_{next(_numbers)}"
-        await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy')
         try:
             yield name
         finally:
@@ -57,12 +62,14 @@ class Server:
 
 
 def server_home() -> tempfile.TemporaryDirectory[str]:
-    """A directory for a server's data, outside of those that pytest makes.
+    """A directory for a server's data, in memory if there is room, and not one that pytest makes.
 
-    Of its own directories pytest takes everybody else's rights away whenever another run starts,
-    and under root the servers of this one are somebody else.
+    A database for each test is hundreds of files; on a disk making them takes longer than most
+    tests. Of its own directories pytest takes everybody else's rights away whenever another run
+    starts, and under root the servers of this one are somebody else.
     """
-    return tempfile.TemporaryDirectory(prefix="pilot-test-")
+    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM_BYTES
+    return tempfile.TemporaryDirectory(prefix="pilot-test-", dir=MEMORY if roomy else None)
 
 
 @pytest.fixture

@@ -537,7 +537,7 @@ async def test_what_is_held_past_its_expiry_is_paid_once(stage: Stage) -> None:
     await party.is_right(paid=2 * AMOUNT)
 
 
-@pytest.mark.parametrize("moment", first_of(faulty.MOMENTS, 5))
+@pytest.mark.parametrize("moment", first_of(faulty.MOMENTS, 3))
 async def test_a_server_that_dies_leaves_it_to_the_other(stage: Stage, moment: str) -> None:
     """Whatever it has done by then, it is paid once, by what was signed first."""
     party = await stage.party()

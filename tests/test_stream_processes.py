@@ -471,7 +471,7 @@ async def test_servers_that_end_again_and_again_cost_no_subscriber_a_change(
         tenant = await two.tenant(vaults=3, agents=2)
         readers = two.readers(tenant, either)
 
-        writer = await disturbed(two, tenant, readers, restarts(two, number, 5))
+        writer = await disturbed(two, tenant, readers, restarts(two, number, 3))
 
         endings = [ending for reader in readers for ending in reader.route.endings]
         cut = [ending.refusal for ending in endings if ending.had_begun]

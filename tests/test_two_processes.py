@@ -496,7 +496,7 @@ async def test_servers_that_die_at_random_lose_nothing_and_do_nothing_twice(
         ends = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
 
         async def disturb() -> None:
-            for turn in range(6):
+            for turn in range(4):
                 before = len(history.requests)
                 await until(lambda: len(history.requests) > before + chance.randrange(5, 40))  # noqa: B023
                 process = pair[turn % 2]

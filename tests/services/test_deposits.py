@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -926,21 +927,22 @@ async def test_a_vault_that_an_older_pilot_has_made_is_watched_too(here: OnChain
 
 
 async def test_a_hundred_vaults_that_rest_cost_one_question(
-    here: OnChain, monkeypatch: pytest.MonkeyPatch
+    database: str, net: Localnet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once their histories are known, a turn of all of them is one question."""
-    user = await make.owner(here.app)
-    for _ in range(100):
-        await make.project(here.app, user)
-    due = "UPDATE vault_scans SET next_watch_at = '-infinity'"
-    here.net.finalize()
-    await here.settlement.deposits.watch()
-    asked = onchain.counted(here.net, monkeypatch)
+    async with running(database, net, solana_poll=timedelta(minutes=1)) as here:
+        user = await make.owner(here.app)
+        for _ in range(100):
+            await make.project(here.app, user)
+        due = "UPDATE vault_scans SET next_watch_at = '-infinity'"
+        net.finalize()
+        await here.settlement.deposits.watch()
+        asked = onchain.counted(net, monkeypatch)
 
-    await here.app.database.pool.execute(due)
-    await here.settlement.deposits.watch()
+        await here.app.database.pool.execute(due)
+        await here.settlement.deposits.watch()
 
-    assert asked == ["getMultipleAccounts"]
+        assert asked == ["getMultipleAccounts"]
 
 
 async def test_only_a_vault_that_moved_is_read(

@@ -254,7 +254,7 @@ async def test_whatever_happens_ledger_and_chain_agree_at_every_slot(
     hustle = Hustle(Random(seed), (here, there), (spender, other), [friend, to_other])  # noqa: S311 - it decides nothing
 
     async with paying(here), paying(there):
-        for _ in range(80):
+        for _ in range(50):
             await asyncio.gather(hustle.one(), hustle.agree())
         decided = await here.decided(spender, *hustle.asked)
     here.net.finalize()
