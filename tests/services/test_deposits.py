@@ -930,6 +930,7 @@ async def test_a_hundred_vaults_that_rest_cost_one_question(
     database: str, net: Localnet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once their histories are known, a turn of all of them is one question."""
+    monkeypatch.setattr(deposits, "READING_SECONDS", onchain.SECONDS)
     async with running(database, net, solana_poll=timedelta(minutes=1)) as here:
         user = await make.owner(here.app)
         for _ in range(100):
