@@ -1,10 +1,8 @@
 """What the tests of the services share: one database, and rows of their own in it."""
 
-import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 
-import argon2
 import pytest
 
 from pilot_grpc.bootstrap import App
@@ -13,13 +11,6 @@ from tests import make
 from tests.conftest import Server
 
 StartApp = Callable[..., Awaitable[App]]
-
-
-@pytest.fixture(autouse=True)
-def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Argon2 costs next to nothing here: it would take most of the time of these tests."""
-    cheap = functools.partial(argon2.PasswordHasher, time_cost=1, memory_cost=8, parallelism=1)
-    monkeypatch.setattr(argon2, "PasswordHasher", cheap)
 
 
 @pytest.fixture

@@ -74,11 +74,7 @@ class OnChain:
 
     async def key(self, spender: Spender) -> Keypair:
         """The vault's own key, as a thief would have it."""
-        async with self.app.database.transaction() as conn:
-            row = await vaults_db.select_vault_key(conn, spender.vault_id)
-        assert row is not None
-        wallet = Custody(Sealer(make.WRAPPING_KEY))._open(SealedKey(*row))
-        return wallet._keypair
+        return await stolen_key(self.app, spender)
 
     async def look(self, spender: Spender, **options: Any) -> int:
         """Read the vault's history once, as its turn would."""
@@ -178,6 +174,15 @@ class OnChain:
             reads._patience = replace(HURRIED, rounds=reads._patience.rounds and 1)
         for endpoint in rpc._endpoints:
             endpoint._patience = HURRIED
+
+
+async def stolen_key(app: App, spender: Spender) -> Keypair:
+    """The key of a vault."""
+    async with app.database.transaction() as conn:
+        row = await vaults_db.select_vault_key(conn, spender.vault_id)
+    assert row is not None
+    wallet = Custody(Sealer(make.WRAPPING_KEY))._open(SealedKey(*row))
+    return wallet._keypair
 
 
 def plain(source: Pubkey, to: Pubkey, owner: Pubkey, amount: int) -> Instruction:
