@@ -45,7 +45,7 @@ from tests.solana import either
 from tests.solana.chains import Chain, funded_payer
 from tests.solana.payments import SOL, Payer, Rpc, ata, connected
 
-BURST: Final = 100
+BURST: Final = 60
 MINT_LAMPORTS: Final = 2_000_000
 
 
@@ -231,7 +231,7 @@ async def test_what_a_program_pays_inside_is_credited(bank: Bank) -> None:
 
 
 async def test_a_burst_is_credited_in_full_whoever_reads_it(bank: Bank, database: str) -> None:
-    """A hundred at once, and two processes that look after the same vault."""
+    """Sixty at once, and two processes that look after the same vault."""
     async with make.app(database, duties=True, **paying.settings_of(bank.it.chain)):
         signatures = await asyncio.gather(
             *(bank.it.chain.faucet(bank.wallet, n) for n in range(1, BURST + 1))
