@@ -18,16 +18,11 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
 
 
 # What reaches the database in this process, and several servers that end again and again while
-# somebody follows: the other tests that start servers are not about what a pooler could break.
+# somebody follows or is paid: the other tests that start servers are not about what a pooler
+# could break.
 THROUGH_A_POOLER = (
     *("tests/db", "tests/services", "tests/rpc"),
-    *("tests/test_stream_processes.py", "tests/test_webhook_processes.py"),
-    # Not proven through a pooler: races that look into the database's sessions, and what works
-    # on the chain. One of them hung there when it was torn down.
-    *("--ignore=tests/db/test_transfers.py", "--ignore=tests/db/test_deposits.py"),
-    *(f"--ignore=tests/services/test_{name}.py" for name in ("chain", "chain_garbage", "deposits")),
-    *(f"--ignore=tests/services/test_{name}.py" for name in ("reconciliation", "transfers")),
-    *(f"--ignore=tests/rpc/test_{name}.py" for name in ("recipients", "vaults", "vaults_on_chain")),
+    *(f"tests/test_{name}_processes.py" for name in ("settlement", "stream", "webhook")),
 )
 # As `make test` does.
 IN_PARALLEL = ("--numprocesses", "3", "--dist", "worksteal")
@@ -76,4 +71,4 @@ def test_the_suite_passes_on_postgresql_15(postgres_15: Server) -> None:
 
 
 def test_the_suite_passes_through_pgbouncer(pgbouncer: Server) -> None:
-    run_the_suite(pgbouncer, *THROUGH_A_POOLER)
+    run_the_suite(pgbouncer, *THROUGH_A_POOLER, *IN_PARALLEL)
