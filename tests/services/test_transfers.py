@@ -28,7 +28,13 @@ from spl.token.models import (
 )
 
 from pilot_grpc import errors
-from pilot_grpc.domain.ledger import Event, EventKind, EventStatus, FailureReason
+from pilot_grpc.domain.ledger import (
+    Event,
+    EventKind,
+    EventStatus,
+    FailureReason,
+    SightTransfer,
+)
 from pilot_grpc.services import transfers
 from pilot_grpc.services.budgets import Limits
 from pilot_grpc.settings import SolanaCommitment
@@ -229,6 +235,42 @@ async def test_a_payment_that_a_fork_takes_away_for_good_is_signed_anew(it: Payi
     signed = await it.signed(event)
     assert (signed[0], len(signed)) == (first, 2)
     assert (decided.status, decided.tx_hash) == (CONFIRMED, signed[1])
+    assert [tx_hash for _, tx_hash, _ in await it.changes(event)] == [
+        *(None, first),
+        *(signed[1], signed[1]),
+    ]
+    await it.is_right(paid=AMOUNT)
+
+
+async def test_nothing_is_signed_anew_while_what_was_signed_is_being_shown(
+    it: Paying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the first signature would be told last."""
+    lanes, may_be_shown = it.app.lanes, asyncio.Event()
+    decide: Any = lanes.decide
+
+    async def late(command: object) -> Any:
+        if isinstance(command, SightTransfer):
+            await may_be_shown.wait()
+        return await decide(command)
+
+    monkeypatch.setattr(lanes, "decide", late)
+    event = await it.pay(AMOUNT)
+    first = await it.sent(event)
+    it.net.tick()
+    await it.looked()
+    strike(it.net, Kind.DROP, count=FOR_EVER)
+    it.net.chain.fork_away([first])
+    it.net.tick(FOR_GOOD)
+    heal(it.net)
+    await it.looked()
+    early = await it.signed(event)
+
+    may_be_shown.set()
+    decided = await it.decided(event)
+
+    signed = await it.signed(event)
+    assert (early, len(signed), decided.tx_hash) == ([first], 2, signed[1])
     assert [tx_hash for _, tx_hash, _ in await it.changes(event)] == [
         *(None, first),
         *(signed[1], signed[1]),

@@ -95,6 +95,7 @@ class _Followed:
     since: float
     sent_at: float
     sighted: bool = False
+    is_being_sighted: bool = False
 
     @property
     def given_up_after(self) -> int:
@@ -401,12 +402,24 @@ class Transfers:
         elif status.err is not None and status.finalized:
             log.warning("payment %s failed on chain: %s", each.transfer.event_id, status.err)
             await self._fail(each.transfer, FailureReason.TRANSFER_FAILED, each.sent.signature)
-        elif status.err is None and not each.sighted:
-            transfer = each.transfer
+        elif status.err is None and not each.sighted and not each.is_being_sighted:
+            each.is_being_sighted = True
+            self._spawn(self._sight(each))
+
+    async def _sight(self, each: _Followed) -> None:
+        """Show where a payment is; the chain is asked meanwhile whether it is final."""
+        transfer = each.transfer
+        try:
             await self._lanes.decide(
                 SightTransfer(transfer.vault_id, transfer.event_id, each.sent.signature)
             )
             each.sighted = True
+        except errors.PilotError as error:
+            self._complain("payments are not shown: %s", error.message)
+        except Exception:
+            log.exception("payment %s is not shown", transfer.event_id)
+        finally:
+            each.is_being_sighted = False
 
     def _counts(self, commitment: Commitment) -> bool:
         return commitment is Commitment.CONFIRMED and commitment is self._chain.commitment
@@ -470,6 +483,8 @@ class Transfers:
 
     async def _end(self, each: _Followed) -> None:
         """Sign anew, or fail, what is not on chain and can no longer get there."""
+        if each.is_being_sighted:
+            return  # The signature must not be shown after the next one.
         sent, transfer = each.sent, each.transfer
         fate = await self._chain.rpc.fate(sent.signature, each.given_up_after, since_slot=sent.slot)
         if not fate.expired:
