@@ -64,10 +64,9 @@ async def test_pending_migrations_are_seen_through_the_pooler(pgbouncer: Server)
 
 
 def test_the_suite_passes_on_postgresql_15(postgres_15: Server) -> None:
-    """But for what asks no database."""
-    run_the_suite(
-        postgres_15, "tests", "--ignore=tests/solana", "--ignore=tests/domain", *IN_PARALLEL
-    )
+    """But for what asks no database, or brings its own."""
+    apart = ("solana", "domain", "test_embedded.py", "test_development.py")
+    run_the_suite(postgres_15, "tests", *(f"--ignore=tests/{name}" for name in apart), *IN_PARALLEL)
 
 
 def test_the_suite_passes_through_pgbouncer(pgbouncer: Server) -> None:
