@@ -1,6 +1,6 @@
 """Deposits and foreign outflows on any chain: the embedded one and, in `make test-all`, Surfpool.
 
-Nothing here is told to Pilot: it finds everything by itself, as it would anywhere.
+Nobody tells Pilot what arrives: it finds that by itself, as it would anywhere.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ async def test_a_payment_to_another_vault_is_a_deposit_there(bank: Bank) -> None
 
 
 async def test_a_foreign_outflow_is_found_named_and_stops_the_vault(bank: Bank) -> None:
-    """By the schedule alone; acknowledged, it is a withdrawal, and payments go on."""
+    """Acknowledged, it is a withdrawal, and payments go on."""
     it = bank.it
     key = await stolen_key(it.app, it.spender)
     signature = await bank.land(
@@ -276,7 +276,7 @@ async def test_a_foreign_outflow_is_found_named_and_stops_the_vault(bank: Bank) 
     )
 
     async def is_found() -> bool:
-        return (await it.vault()).drift is not None
+        return (await it.reconciled()).drift is not None
 
     await bank.until(is_found)
     drift = (await it.vault()).drift
