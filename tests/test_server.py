@@ -122,7 +122,7 @@ async def test_every_service_is_healthy_from_the_start(database: str) -> None:
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-MOMENT = 0.3
+MOMENT = 1.0
 
 
 async def available(pilot: Pilot) -> None:
