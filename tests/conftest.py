@@ -25,7 +25,7 @@ from pilot_grpc import embedded, migrations
 from pilot_grpc.database_url import connect_arguments, with_database
 from pilot_grpc.db.connection import Database, open_database
 
-# Of this a run needs about a tenth for each of its processes.
+# A run of three processes was seen to take 0.4 GiB there; their logs of writes may grow it.
 MEMORY: Final = Path("/dev/shm")  # noqa: S108 - only the place; the names in it are random
 ROOM_BYTES: Final = 4 << 30
 

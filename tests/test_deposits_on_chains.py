@@ -14,7 +14,6 @@ from typing import Final
 import pytest
 from solders.instruction import AccountMeta, Instruction
 from solders.keypair import Keypair
-from solders.message import MessageV0
 from solders.pubkey import Pubkey
 from solders.system_program import (
     CreateAccountParams,
@@ -22,7 +21,6 @@ from solders.system_program import (
     create_account,
     transfer,
 )
-from solders.transaction import VersionedTransaction
 from spl.token.constants import (
     ASSOCIATED_TOKEN_PROGRAM_ID,
     MINT_LEN,
@@ -74,19 +72,12 @@ class Bank:
 
     async def land(self, *instructions: Instruction, keys: tuple[Keypair, ...] = ()) -> str:
         """Land a transaction, also one that fails; the payer pays for it, and it is final."""
-        signature = await self.send(*instructions, keys=keys)
+        async with self.it.chain.standing_still():
+            blockhash = await self.rpc.blockhash()
+            signed = self.payer.signed([*instructions], blockhash, others=keys)
+            signature = await self.rpc.send(signed, skipPreflight=True)
         await self.it.chain.finalized(signature)
         return signature
-
-    async def send(self, *instructions: Instruction, keys: tuple[Keypair, ...] = ()) -> str:
-        whose = {key.pubkey(): key for key in (self.payer.fees, self.payer.vault, *keys)}
-        async with self.it.chain.standing_still():
-            message = MessageV0.try_compile(
-                self.payer.fees.pubkey(), [*instructions], [], await self.rpc.blockhash()
-            )
-            names = message.account_keys[: message.header.num_required_signatures]
-            signed = VersionedTransaction(message, [whose[name] for name in names])
-            return await self.rpc.send(signed, skipPreflight=True)
 
     async def until(self, true: Callable[[], Awaitable[object]]) -> None:
         await self.it.until(true)
@@ -139,7 +130,7 @@ async def test_however_it_is_sent_it_is_credited_once(bank: Bank) -> None:
     ]
     await bank.until(lambda: bank.has(641))
     await bank.it.app.database.pool.execute(
-        "UPDATE vault_scans SET scanned_slot = 0, watched_amount = -1 , next_watch_at = '-infinity'"
+        "UPDATE vault_scans SET scanned_slot = 0, watched_amount = -1, next_watch_at = '-infinity'"
     )
 
     async def is_read_again() -> bool:

@@ -232,8 +232,9 @@ def _settlement(
     worker: str,
 ) -> Settlement:
     """Build what works on the chain."""
-    from pilot_grpc.services.transfers import Transfers  # noqa: PLC0415 - it loads solana-py's
-    from pilot_grpc.solana.payments import FeePolicy  # noqa: PLC0415 - tokens, for 0.3 s
+    # Only who works on a chain waits 0.3 s for solana-py's tokens.
+    from pilot_grpc.services.transfers import Transfers  # noqa: PLC0415
+    from pilot_grpc.solana.payments import FeePolicy  # noqa: PLC0415
 
     chain = Chain(
         rpc,

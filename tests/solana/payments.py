@@ -162,7 +162,12 @@ class Payer:
         )
 
     def signed(
-        self, instructions: list[Instruction], blockhash: Hash, *, legacy: bool = False
+        self,
+        instructions: list[Instruction],
+        blockhash: Hash,
+        *,
+        legacy: bool = False,
+        others: tuple[Keypair, ...] = (),
     ) -> VersionedTransaction:
         fees = self.fees.pubkey()
         if legacy:
@@ -171,7 +176,7 @@ class Payer:
             message = MessageV0.try_compile(fees, instructions, [], blockhash)
         # Only keys that the message names as signers may sign it.
         signers = message.account_keys[: message.header.num_required_signatures]
-        keys = {key.pubkey(): key for key in (self.fees, self.vault)}
+        keys = {key.pubkey(): key for key in (self.fees, self.vault, *others)}
         return VersionedTransaction(message, [keys[each] for each in signers])
 
 
