@@ -219,13 +219,17 @@ def test_a_repeated_payment_gets_its_first_answer() -> None:
 
 
 def test_a_sighting_shows_the_signature_once() -> None:
-    """Again it is no news; that of the next attempt is. Nothing but that is changed."""
+    """Again it is no news; that of the next attempt is, and then the first is the past."""
     book = a_book_on_chain()
     paid = book.answer(pay(7))
 
+    book.signatures = {paid.id: "first"}
     seen = book.answer(sight(paid, "first"))
     must_change_nothing(book, sight(paid, "first"))
+    book.signatures = {paid.id: "second"}
+    must_change_nothing(book, sight(paid, "first"))
     again = book.answer(sight(paid, "second"))
+    must_change_nothing(book, sight(paid, "first"))
 
     assert (seen.status, seen.tx_hash, again.tx_hash) == (PENDING, "first", "second")
     assert figures(book) == (993, 593, 0)
@@ -294,6 +298,7 @@ def test_a_payment_lands_with_the_signature_that_landed() -> None:
     """Whichever was seen before: what counts is what is final."""
     book = a_book_on_chain()
     paid = book.answer(pay(7))
+    book.signatures = {paid.id: "first"}
     book.answer(sight(paid, "first"))
 
     landed = book.answer(land(paid, "second"))
@@ -772,6 +777,7 @@ def _take(book: Book, number: int, kind: str, amount: int, which: int, is_so: bo
     on_their_way = [event for event in book.events.values() if event.is_on_its_way]
     seen = [event for event in book.events.values() if event.kind is EventKind.DEPOSIT]
     book.on_their_way = {VAULT: len(on_their_way)}
+    book.signatures = {event.id: f"s{which}" for event in on_their_way if kind == "X"}
     commands: dict[str, Callable[[], Command | None]] = {
         "P": lambda: pay(amount),
         "S": lambda: spend(amount),

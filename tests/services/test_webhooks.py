@@ -13,7 +13,9 @@ import pytest
 
 from pilot_grpc import errors
 from pilot_grpc.bootstrap import App
+from pilot_grpc.db import transfers as transfers_db
 from pilot_grpc.db import webhooks as webhooks_db
+from pilot_grpc.db.transfers import Sent
 from pilot_grpc.db.webhooks import StoredSecret
 from pilot_grpc.domain.ids import AgentId
 from pilot_grpc.domain.ledger import FailureReason, SightTransfer
@@ -175,6 +177,9 @@ async def test_a_payment_arrives_at_each_of_its_steps_and_a_drift_never(start: S
         await make.deposit(app, agent.vault_id, 100, "deposit")
         await make.allow(app, agent)
         paid = await make.spend(app, agent, 10, recipient=make.WALLET)
+        async with app.database.transaction() as conn:
+            signed = Sent("payment", b"a transaction", 200, 50)
+            assert await transfers_db.insert_signature(conn, paid.id, 1, signed, "blockhash")
         await app.lanes.decide(SightTransfer(agent.vault_id, paid.id, "payment"))
         await make.land(app, paid, "payment")
         drift = await make.stop(app, agent.vault_id, -5)

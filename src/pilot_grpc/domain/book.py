@@ -459,7 +459,8 @@ class Book:
 
     def _sight(self, vault: Vault, command: ledger.SightTransfer) -> Event:
         payment = self._event(command.event_id)
-        if not payment.is_on_its_way or payment.tx_hash == command.tx_hash:
+        is_last = self.signatures.get(payment.id) == command.tx_hash
+        if not payment.is_on_its_way or not is_last or payment.tx_hash == command.tx_hash:
             return payment
         return self._record(vault, payment, payment._replace(tx_hash=command.tx_hash))
 

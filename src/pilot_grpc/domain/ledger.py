@@ -573,7 +573,7 @@ class UndoDeposit:
 
 @dataclass(frozen=True, slots=True)
 class SightTransfer:
-    """A payment that is seen on chain, and not yet final."""
+    """A payment that is seen on chain, and not yet final; nothing if it was signed anew."""
 
     vault_id: VaultId
     event_id: EventId

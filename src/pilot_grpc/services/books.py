@@ -194,9 +194,10 @@ async def _read_payments(conn: Connection, book: Book, commands: Sequence[Comman
     recipients |= {c.recipient for c in commands if isinstance(c, Withdraw | Settle)}
     if recipients:
         book.vault_ids = await vaults_db.select_vault_ids(conn, recipients)
-    decided = {c.event_id for c in commands if isinstance(c, ConfirmTransfer | FailTransfer)}
-    if decided:
-        book.signatures = await transfers_db.lock_signatures(conn, decided)
+    told = (SightTransfer, ConfirmTransfer, FailTransfer)
+    sent = {c.event_id for c in commands if isinstance(c, told)}
+    if sent:
+        book.signatures = await transfers_db.lock_signatures(conn, sent)
     drifting = {c.vault_id for c in commands if isinstance(c, AcknowledgeDrift)}
     if drifting:
         book.on_their_way = await transfers_db.count_pending(conn, drifting)

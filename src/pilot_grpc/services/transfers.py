@@ -95,7 +95,6 @@ class _Followed:
     since: float
     sent_at: float
     sighted: bool = False
-    is_being_sighted: bool = False
 
     @property
     def given_up_after(self) -> int:
@@ -402,8 +401,8 @@ class Transfers:
         elif status.err is not None and status.finalized:
             log.warning("payment %s failed on chain: %s", each.transfer.event_id, status.err)
             await self._fail(each.transfer, FailureReason.TRANSFER_FAILED, each.sent.signature)
-        elif status.err is None and not each.sighted and not each.is_being_sighted:
-            each.is_being_sighted = True
+        elif status.err is None and not each.sighted:
+            each.sighted = True
             self._spawn(self._sight(each))
 
     async def _sight(self, each: _Followed) -> None:
@@ -413,13 +412,12 @@ class Transfers:
             await self._lanes.decide(
                 SightTransfer(transfer.vault_id, transfer.event_id, each.sent.signature)
             )
-            each.sighted = True
         except errors.PilotError as error:
+            each.sighted = False
             self._complain("payments are not shown: %s", error.message)
         except Exception:
+            each.sighted = False
             log.exception("payment %s is not shown", transfer.event_id)
-        finally:
-            each.is_being_sighted = False
 
     def _counts(self, commitment: Commitment) -> bool:
         return commitment is Commitment.CONFIRMED and commitment is self._chain.commitment
@@ -483,8 +481,6 @@ class Transfers:
 
     async def _end(self, each: _Followed) -> None:
         """Sign anew, or fail, what is not on chain and can no longer get there."""
-        if each.is_being_sighted:
-            return  # The signature must not be shown after the next one.
         sent, transfer = each.sent, each.transfer
         fate = await self._chain.rpc.fate(sent.signature, each.given_up_after, since_slot=sent.slot)
         if not fate.expired:
